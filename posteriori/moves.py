@@ -1,0 +1,183 @@
+"""Which tokens may follow which prefix of Z.
+
+Every engine, the learner and every oracle normalise q over the same set: the alphabet and the
+terminator ⊤, less the moves that cannot lead to a complete Z. That set is decided here and nowhere
+else. A constraint is a deterministic automaton over the alphabet; an unconstrained problem is the
+automaton with one accepting state.
+
+At length ``max_tokens`` the only legal move is ⊤, so log q(⊤) = 0 there by normalisation. Without
+this pin, zero SubTB loss does not identify the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posteriori.errors import UserError
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+DEAD = -1
+"""Automaton state from which no complete Z can be reached."""
+
+
+@dataclass(frozen=True, eq=False)
+class LegalMoves:
+    """The legal continuations of every prefix of Z.
+
+    Columns of all masks are ``alphabet[0], …, alphabet[V-1], ⊤``: column V is the terminator.
+
+    Attributes:
+        alphabet: token ids Z may use, shape [V], without ⊤, no duplicates.
+        stop: token id of the terminator ⊤.
+        min_tokens: ⊤ is illegal at prefixes shorter than this.
+        max_tokens: ⊤ is forced at prefixes of this length.
+        next_state: automaton transitions, shape [S, V], ``DEAD`` where a token is not accepted.
+        accepting: states in which ⊤ is accepted, shape [S].
+
+    Raises:
+        UserError: shapes, ranges or duplicates are wrong, or no complete Z exists.
+    """
+
+    alphabet: IntArray
+    stop: int
+    min_tokens: int
+    max_tokens: int
+    next_state: IntArray
+    accepting: BoolArray
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise UserError(
+                f"min_tokens is {self.min_tokens} and max_tokens is {self.max_tokens}.",
+                "Choose 0 <= min_tokens <= max_tokens.",
+            )
+        if len(np.unique(self.alphabet)) != len(self.alphabet) or len(self.alphabet) == 0:
+            raise UserError("The alphabet is empty or lists a token twice.", "List each token once.")
+        if self.stop in self.alphabet:
+            raise UserError(
+                f"The terminator (token id {self.stop}) is also in the alphabet.",
+                "Remove it there: stopping is a move of its own.",
+            )
+        if self.next_state.shape != (len(self.accepting), len(self.alphabet)):
+            raise UserError(
+                f"The automaton's transitions have shape {self.next_state.shape}, expected "
+                f"{(len(self.accepting), len(self.alphabet))}.",
+                "Give one row a state and one column an alphabet token.",
+            )
+        if not self._feasible[0, 0]:
+            raise UserError(
+                "No Z satisfies the constraint within the length bounds, so log Z = -inf.",
+                "Raise max_tokens, enlarge the alphabet or relax the constraint.",
+            )
+
+    @classmethod
+    def free(
+        cls, alphabet: Sequence[int] | IntArray, stop: int, min_tokens: int, max_tokens: int
+    ) -> LegalMoves:
+        """The unconstrained moves: every token anywhere, ⊤ from ``min_tokens`` on."""
+        ids = np.asarray(alphabet, dtype=np.int64)
+        return cls(
+            alphabet=ids,
+            stop=stop,
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            next_state=np.zeros((1, len(ids)), dtype=np.int64),
+            accepting=np.ones(1, dtype=np.bool_),
+        )
+
+    @cached_property
+    def _feasible(self) -> BoolArray:
+        """[max_tokens + 1, S]: can a prefix of length i in state s still be completed?"""
+        feasible = np.zeros((self.max_tokens + 1, len(self.accepting)), dtype=np.bool_)
+        alive = self.next_state != DEAD
+        for length in range(self.max_tokens, -1, -1):
+            if length >= self.min_tokens:
+                feasible[length] = self.accepting
+            if length < self.max_tokens:
+                feasible[length] |= (alive & feasible[length + 1][self.next_state]).any(axis=1)
+        return feasible
+
+    @cached_property
+    def columns(self) -> dict[int, int]:
+        """Token id → mask column, ⊤ included."""
+        columns = {int(token): column for column, token in enumerate(self.alphabet)}
+        columns[self.stop] = len(self.alphabet)
+        return columns
+
+    @cached_property
+    def column_tokens(self) -> IntArray:
+        """Token id of each mask column, shape [V + 1]."""
+        return np.append(self.alphabet, self.stop)
+
+    @cached_property
+    def _rows(self) -> dict[tuple[int, int], BoolArray]:
+        return {}
+
+    def row(self, length: int, state: int) -> BoolArray:
+        """Legal moves after a prefix of ``length`` tokens in automaton ``state``; shape [V + 1]."""
+        known = self._rows.get((length, state))
+        if known is not None:
+            return known
+        row = np.zeros(len(self.alphabet) + 1, dtype=np.bool_)
+        if length < self.max_tokens:
+            following = self.next_state[state]
+            row[:-1] = (following != DEAD) & self._feasible[length + 1][following]
+        row[-1] = length >= self.min_tokens and self.accepting[state]
+        self._rows[(length, state)] = row
+        return row
+
+    def step(self, state: int, token: int) -> int:
+        """State after ``token``.
+
+        Raises:
+            KeyError: the token is not in the alphabet.
+        """
+        return int(self.next_state[state, self.columns[token]])
+
+    def states(self, tokens: Sequence[int] | IntArray) -> list[int]:
+        """Automaton states before each token and after the last one; length n + 1.
+
+        Raises:
+            ValueError: the sequence is not a path of legal moves.
+        """
+        state, states = 0, [0]
+        for position, token in enumerate(tokens):
+            column = self.columns.get(int(token))
+            if column is None or column == len(self.alphabet):
+                raise ValueError(f"token id {int(token)} at position {position} is not in the alphabet")
+            if not self.row(position, state)[column]:
+                raise ValueError(f"token id {int(token)} at position {position} is not a legal move")
+            state = int(self.next_state[state, column])
+            states.append(state)
+        return states
+
+    def masks(self, tokens: Sequence[int] | IntArray) -> BoolArray:
+        """Legal moves at every prefix of ``tokens``; shape [n + 1, V + 1]."""
+        return np.stack([self.row(i, s) for i, s in enumerate(self.states(tokens))])
+
+    def stop_legal(self, tokens: Sequence[int] | IntArray) -> BoolArray:
+        """Where ⊤ is legal along ``tokens``; shape [n + 1]."""
+        return self.masks(tokens)[:, -1]
+
+    def count(self) -> int:
+        """Number of complete Z (exact, arbitrary precision)."""
+        alive = [
+            [int(t) for t in row if t != DEAD] for row in self.next_state
+        ]
+        paths = [0] * len(self.accepting)
+        for length in range(self.max_tokens, -1, -1):
+            here = []
+            for state, accepts in enumerate(self.accepting):
+                total = int(bool(accepts) and length >= self.min_tokens)
+                if length < self.max_tokens:
+                    total += sum(paths[following] for following in alive[state])
+                here.append(total)
+            paths = here
+        return paths[0]

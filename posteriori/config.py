@@ -1,0 +1,305 @@
+"""The run file: one YAML that says what to sample, how to explore, how to learn and where to run.
+
+Unknown keys are errors that suggest the nearest key. Units stand in the names. Everything that can
+be wrong without loading a model is found here, before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from posteriori.errors import UserError
+
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks vLLM reserves adapter slots for; a smaller rank is padded, another one is refused."""
+
+
+class Section(BaseModel):
+    """A frozen part of the run file that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RewardTerm(Section):
+    """One factor of R: weight · log p_LM(target | context).
+
+    ``target`` and ``context`` are templates over {x}, {y} (any field of the prompt), {z} and {stop}.
+    ``{z}`` excludes the terminator; ``{z}{stop}`` scores it too. p_LM is over the whole vocabulary
+    unless ``renormalise``, which restricts it to the legal moves at each position of {z}{stop}.
+    """
+
+    target: str = "{z}{stop}"
+    context: str = "{x}"
+    weight: float = 1.0
+    renormalise: bool = False
+    model: str | None = None
+
+
+class ConstraintConfig(Section):
+    """A hard constraint on Z: exactly one of the two.
+
+    ``regex`` must match the whole text of Z; ``contains`` lists alphabet tokens that must all occur.
+    """
+
+    regex: str | None = None
+    contains: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ConstraintConfig:
+        if (self.regex is None) == (not self.contains):
+            raise ValueError("give exactly one of `regex` and `contains`")
+        return self
+
+
+class ProblemConfig(Section):
+    """A posterior over Z for each of several X.
+
+    ``kind`` is a preset of reward terms (``tempered``, ``constrained``, ``infilling``), ``product``
+    for explicit ``terms``, or ``python`` for ``factory``, an import path ``module:function`` called
+    as ``function(config, lm)`` that returns a Problem.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    kind: Literal["tempered", "constrained", "infilling", "product", "python"]
+    prompts: tuple[dict[str, str], ...] | Path
+    policy_prompt: str = "{x}"
+    alphabet: tuple[str, ...] | Literal["vocabulary"] = "vocabulary"
+    stop: str | None = None
+    min_tokens: int = Field(default=1, ge=0)
+    max_tokens: int = Field(ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    constraint: ConstraintConfig | None = None
+    terms: tuple[RewardTerm, ...] = ()
+    factory: str | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProblemConfig:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) is greater than max_tokens ({self.max_tokens})"
+            )
+        if (self.kind == "product") != bool(self.terms):
+            raise ValueError("`terms` belong to kind `product`, which needs at least one")
+        if (self.kind == "python") != (self.factory is not None):
+            raise ValueError("`factory` belongs to kind `python`, which needs it")
+        if (self.kind == "constrained") and self.constraint is None:
+            raise ValueError("kind `constrained` needs a `constraint`")
+        return self
+
+
+class SamplingConfig(Section):
+    """Rollout actors. The shares are probabilities of a group's behaviour; the rest is on-policy."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    actors: int = Field(default=1, ge=0)
+    group_size: int = Field(default=16, ge=2)
+    groups_in_flight: int = Field(default=8, ge=1)
+    base_share: float = Field(default=0.25, ge=0, le=1)
+    tempered_share: float = Field(default=0.25, ge=0, le=1)
+    temperature_range: tuple[float, float] = (0.5, 2.0)
+    uniform_share: float = Field(default=0.1, ge=0, le=1)
+    uniform_epsilon: float = Field(default=0.1, gt=0, le=1)
+    threads: int = Field(default=1, ge=1)
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> SamplingConfig:
+        total = self.base_share + self.tempered_share + self.uniform_share
+        if total > 1:
+            raise ValueError(f"base_share + tempered_share + uniform_share is {total:g}, more than 1")
+        low, high = self.temperature_range
+        if not 0 < low <= high:
+            raise ValueError("temperature_range needs 0 < low <= high")
+        return self
+
+
+class ReplayConfig(Section):
+    """The replay buffer. The draw shares are probabilities per group; the rest is drawn uniformly.
+
+    ``samples_per_insert`` is the number of times a trajectory is drawn on average; actors wait when
+    they are more than ``slack_trajectories`` ahead of it, the learner when it is as far behind.
+    """
+
+    redis_url: str = "embedded"
+    capacity_bytes: int = Field(default=256 * 2**20, ge=2**16)
+    capacity_per_prompt: int = Field(default=4096, ge=2)
+    recent_share: float = Field(default=0.5, ge=0, le=1)
+    prioritised_share: float = Field(default=0.25, ge=0, le=1)
+    near_duplicate_tolerance: float = Field(default=0.0, ge=0, lt=1)
+    samples_per_insert: float = Field(default=1.0, gt=0)
+    slack_trajectories: int = Field(default=2048, ge=1)
+    max_staleness_versions: int = Field(default=8, ge=1)
+    deadline_seconds: float = Field(default=120.0, gt=0)
+    fsync: Literal["everysec", "always"] = "everysec"
+
+    @model_validator(mode="after")
+    def _shares(self) -> ReplayConfig:
+        if self.recent_share + self.prioritised_share > 1:
+            raise ValueError("recent_share + prioritised_share is more than 1")
+        return self
+
+
+class LearnerConfig(Section):
+    """The objective and the optimiser.
+
+    ``objective``: ``subtb`` (root node included), ``vargrad``, ``tb`` (learned log Z(x)) or
+    ``subtb+vargrad``. ``reward_temperature_start`` is annealed linearly to 1 over
+    ``anneal_steps``, which may take at most half of ``steps``.
+    """
+
+    objective: Literal["subtb", "vargrad", "tb", "subtb+vargrad"] = "subtb+vargrad"
+    subtb_lambda: float = Field(default=1.0, gt=0)
+    anchor_weight: float = Field(default=1.0, ge=0)
+    root: Literal["group", "learned"] = "group"
+    steps: int = Field(default=400, ge=1)
+    prompts_per_step: int = Field(default=2, ge=1)
+    trajectories_per_prompt: int = Field(default=32, ge=2)
+    tokens_per_microbatch: int = Field(default=4096, ge=64)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    log_z_learning_rate: float = Field(default=0.1, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    decay: Literal["constant", "cosine"] = "cosine"
+    clip_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lora_rank: int = 16
+    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    reward_temperature_start: float = Field(default=1.0, gt=0)
+    anneal_steps: int = Field(default=0, ge=0)
+    publish_every_steps: int = Field(default=5, ge=1)
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    evaluate_every_steps: int = Field(default=50, ge=1)
+    device: str = "auto"
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearnerConfig:
+        if self.lora_rank not in VLLM_LORA_RANKS:
+            nearest = min(VLLM_LORA_RANKS, key=lambda rank: abs(rank - self.lora_rank))
+            raise ValueError(
+                f"lora_rank {self.lora_rank} cannot be served by vLLM; the nearest rank it serves is {nearest}"
+            )
+        if self.reward_temperature_start != 1.0 and self.anneal_steps == 0:
+            raise ValueError("reward_temperature_start other than 1 needs anneal_steps > 0")
+        if self.anneal_steps > self.steps // 2:
+            raise ValueError("anneal_steps may take at most half of steps: the end value must be held")
+        if self.objective != "subtb" and self.trajectories_per_prompt < 8 and self.objective != "tb":
+            raise ValueError("the VarGrad term needs trajectories_per_prompt >= 8")
+        return self
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    run: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    model: str = "pocket"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = Field(default=0, ge=0)
+    output_directory: Path = Path("runs")
+    oracle_max_strings: int = Field(default=20_000, ge=0)
+    wandb: bool = False
+    problems: tuple[ProblemConfig, ...] = Field(min_length=1)
+    sampling: SamplingConfig = SamplingConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        names = [problem.name for problem in self.problems]
+        if len(set(names)) != len(names):
+            raise ValueError("two problems have the same name")
+        step = self.learner.prompts_per_step * self.learner.trajectories_per_prompt
+        needed = max(step, self.sampling.group_size * self.sampling.groups_in_flight)
+        if self.replay.slack_trajectories < needed:
+            raise ValueError(
+                f"replay.slack_trajectories is {self.replay.slack_trajectories}, but one learner step and the "
+                f"groups in flight move {needed} trajectories at a time: actors and learner would wait "
+                "for each other for ever"
+            )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Where this run keeps its checkpoints, logs and report."""
+        return self.output_directory / self.run
+
+
+def _nearest_key(section: Any, key: str) -> str:
+    known = list(section.model_fields) if section is not None else []
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
+
+
+def _section_at(location: tuple[int | str, ...]) -> Any:
+    """The Section class that holds the key at a pydantic error location."""
+    current: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, int) or part in {"tuple[RewardTerm, ...]", "ConstraintConfig"}:
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return None
+        current = _inner_section(field.annotation)
+    return current
+
+
+def _inner_section(annotation: Any) -> Any:
+    """The Section class inside an annotation such as ``tuple[ProblemConfig, ...]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        inner = _inner_section(argument)
+        if inner is not None:
+            return inner
+    return None
+
+
+def parse(data: Any, source: str = "run file") -> RunConfig:
+    """Validate parsed YAML.
+
+    Raises:
+        UserError: names the first wrong key or value, and what to write instead.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{source} is not a mapping of keys.", "Start it with `run: NAME`.")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as cause:
+        error = cause.errors()[0]
+        location = error["loc"]
+        where = ".".join(str(part) for part in location)
+        if error["type"] == "extra_forbidden":
+            fix = _nearest_key(_section_at(location), str(location[-1]))
+            raise UserError(f"Unknown key `{where}` in {source}.", fix) from None
+        message = error["msg"].removeprefix("Value error, ")
+        prefix = f"`{where}`: " if where else ""
+        raise UserError(f"{source}: {prefix}{message}.", "Correct it and submit again.") from None
+
+
+def load(path: Path) -> RunConfig:
+    """Read and validate a run file; relative paths in it are relative to the current directory.
+
+    Raises:
+        UserError: the file is missing, is not YAML or does not validate.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as cause:
+        raise UserError(f"Cannot read run file {path}: {cause.strerror}.", "Check the path.") from cause
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise UserError(f"{path} is not valid YAML: {cause}", "Mend the line it names.") from cause
+    return parse(data, str(path))
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved run file as YAML, defaults included; ``parse(yaml.safe_load(dump(c))) == c``."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

@@ -271,7 +271,8 @@ def parse(data: Any, source: str = "run file") -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as cause:
-        error = cause.errors()[0]
+        # A misspelt key also makes the right key missing: name the misspelling.
+        error = min(cause.errors(), key=lambda e: e["type"] != "extra_forbidden")
         location = error["loc"]
         where = ".".join(str(part) for part in location)
         if error["type"] == "extra_forbidden":

@@ -1,0 +1,241 @@
+"""log R as a product of likelihoods and factors, scored at every prefix in one forward.
+
+log R(Z | X) = Σₖ wₖ log p_LM(targetₖ | contextₖ) + Σ log c(Z), with targets and contexts written as
+templates over {x}, {y}, {z} and {stop} (paper, section 3). A term that ends in Z needs one forward for
+all prefixes; a term with text behind Z needs every prefix followed by its own copy of that text, which a
+token tree gives in the same forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from posteriori.config import RewardTerm
+from posteriori.errors import RewardError
+from posteriori.lm import LanguageModel
+from posteriori.moves import LegalMoves
+from posteriori import templates
+from posteriori.seams import Prompt, Reward
+from posteriori.tree import TokenTree, TreeBuilder
+
+FloatArray = NDArray[np.float64]
+
+NODES_PER_TREE = 512
+"""A tree is closed at about this size: attention inside a row costs its square."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Token ids of one term for one X: head, Z, tail; from ``scored_from`` on the head is target.
+
+    The tail is the text behind Z, and ⊤ if it is scored; ``tail_scored`` marks its target tokens.
+    """
+
+    head: list[int]
+    scored_from: int
+    has_z: bool
+    z_scored: bool
+    stop_scored: bool
+    tail: list[int]
+    tail_scored: NDArray[np.bool_]
+
+
+class ProductReward:
+    """A product of likelihoods under frozen language models; implements ``Reward``.
+
+    Args:
+        terms: factors with their weights.
+        models: language model of each term.
+        moves: legal continuations of an X.
+
+    Log-likelihoods are float32 forwards summed in float64, nats.
+    """
+
+    version = 0
+
+    def __init__(
+        self,
+        terms: Sequence[RewardTerm],
+        models: Sequence[LanguageModel],
+        moves: Callable[[Prompt], LegalMoves],
+    ) -> None:
+        self._terms = list(zip(terms, models, strict=True))
+        self._moves = moves
+
+    def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """See ``Reward.log_reward``. -inf where ⊤ is illegal."""
+        moves = self._moves(prompt)
+        legal = [moves.stop_legal(sequence) for sequence in sequences]
+        totals = [np.where(mask, 0.0, -np.inf) for mask in legal]
+        for term, lm in self._terms:
+            layout = _layout(term, lm, prompt, moves.stop)
+            for index, scores in enumerate(_term_scores(lm, layout, sequences, legal)):
+                if term.renormalise and layout.z_scored:
+                    scores = scores + _renormalisation(lm, layout, sequences[index], moves)
+                totals[index][legal[index]] += term.weight * scores[legal[index]]
+        return totals
+
+    def longest(self, prompt: Prompt) -> int:
+        """Tokens of the longest sequence scored for X."""
+        moves = self._moves(prompt)
+        layouts = [_layout(term, lm, prompt, moves.stop) for term, lm in self._terms]
+        return max(len(item.head) + moves.max_tokens + len(item.tail) for item in layouts)
+
+
+def _layout(term: RewardTerm, lm: LanguageModel, prompt: Prompt, stop: int) -> _Layout:
+    context = templates.fill(term.context, prompt.fields)
+    target = templates.fill(term.target, prompt.fields)
+    head = lm.context(context.before)
+    scored_from = len(head)
+    if context.has_z:
+        between, after = lm.encode(context.after), lm.encode(target.before)
+        return _Layout(
+            head=head,
+            scored_from=scored_from,
+            has_z=True,
+            z_scored=False,
+            stop_scored=False,
+            tail=between + after,
+            tail_scored=np.repeat([False, True], [len(between), len(after)]),
+        )
+    head += lm.encode(target.before)
+    tail = lm.encode(target.after) + ([stop] if target.stop else [])
+    return _Layout(
+        head=head,
+        scored_from=scored_from,
+        has_z=target.has_z,
+        z_scored=target.has_z,
+        stop_scored=target.stop,
+        tail=tail,
+        tail_scored=np.ones(len(tail), dtype=np.bool_),
+    )
+
+
+def _term_scores(
+    lm: LanguageModel,
+    layout: _Layout,
+    sequences: Sequence[Sequence[int]],
+    legal: Sequence[NDArray[np.bool_]],
+) -> list[FloatArray]:
+    """log p(target | context) with Z cut at every prefix; [n + 1] each, meaningful where legal."""
+    trees: list[TokenTree] = []
+    places: list[tuple[int, list[int], dict[int, list[int]]]] = []
+    builder = TreeBuilder()
+    root = builder.path(-1, layout.head)[-1]
+    for sequence, mask in zip(sequences, legal, strict=True):
+        grown = len(sequence) + int(mask.sum()) * len(layout.tail)
+        if len(builder) > len(layout.head) and len(builder) + grown > NODES_PER_TREE:
+            trees.append(builder.build())
+            builder = TreeBuilder()
+            root = builder.path(-1, layout.head)[-1]
+        nodes = [root, *builder.path(root, sequence if layout.has_z else ())]
+        tails = {}
+        for prefix in np.flatnonzero(mask):
+            end = nodes[prefix] if layout.has_z else root
+            tails[int(prefix)] = builder.path(end, layout.tail)
+        places.append((len(trees), nodes, tails))
+    trees.append(builder.build())
+    edges = lm.edge_log_probs(trees)
+
+    results = []
+    for (index, nodes, tails), sequence in zip(places, sequences, strict=True):
+        edge = edges[index]
+        scores = np.full(len(sequence) + 1, edge[layout.scored_from : len(layout.head)].sum())
+        if layout.z_scored:
+            scores[1:] += np.cumsum(edge[nodes[1:]])
+        for prefix, tail in tails.items():
+            scores[prefix] += edge[tail][layout.tail_scored].sum()
+        results.append(scores)
+    return results
+
+
+def _renormalisation(
+    lm: LanguageModel, layout: _Layout, sequence: Sequence[int], moves: LegalMoves
+) -> FloatArray:
+    """-Σ log of the mass p_LM puts on the legal moves, for Z and for ⊤ where it is scored; [n + 1]."""
+    builder = TreeBuilder()
+    root = builder.path(-1, layout.head)[-1]
+    nodes = [root, *builder.path(root, sequence)]
+    tree = builder.build()
+    everything = np.arange(lm.model.get_output_embeddings().weight.shape[0])
+    ((_, logits),) = lm.node_logits([tree], [np.asarray(nodes)], everything)
+    log_p = torch.log_softmax(logits.double(), dim=-1)[:, torch.from_numpy(moves.column_tokens)]
+    mask = torch.from_numpy(moves.masks(sequence)).to(log_p.device)
+    log_mass = torch.logsumexp(log_p.masked_fill(~mask, -torch.inf), dim=-1).cpu().numpy()
+    correction = np.zeros(len(sequence) + 1)
+    correction[1:] = -np.cumsum(log_mass[:-1])
+    if layout.stop_scored:
+        correction -= log_mass
+    return correction
+
+
+class FactorReward:
+    """Another reward times a positive factor c(Z): log R = log R₀ + log c(text, tokens).
+
+    Args:
+        base: R₀.
+        log_factor: log c of a whole Z, given its prompt, text and token ids, in nats.
+        text: token ids → text.
+        floor: values below are raised to it. A finite floor keeps every legal Z in the support: leaving
+            R = 0 out of the loss would let q leak mass there at no cost. About 10 below typical values.
+    """
+
+    def __init__(
+        self,
+        base: Reward,
+        log_factor: Callable[[Prompt, str, list[int]], float],
+        text: Callable[[Sequence[int]], str],
+        floor: float = -10.0,
+    ) -> None:
+        self.version = base.version
+        self._base = base
+        self._log_factor = log_factor
+        self._text = text
+        self._floor = floor
+
+    def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """See ``Reward.log_reward``."""
+        totals = self._base.log_reward(prompt, sequences)
+        for total, sequence in zip(totals, sequences, strict=True):
+            for prefix in np.flatnonzero(np.isfinite(total)):
+                tokens = [int(token) for token in sequence[:prefix]]
+                factor = self._log_factor(prompt, self._text(tokens), tokens)
+                total[prefix] += max(factor, self._floor) if factor == factor else factor
+        return totals
+
+
+def checked_log_reward(
+    reward: Reward, problem: str, prompt: Prompt, moves: LegalMoves, sequences: Sequence[Sequence[int]]
+) -> list[FloatArray]:
+    """``reward.log_reward`` with its contract verified.
+
+    Raises:
+        RewardError: wrong number or shape of arrays, NaN, +inf, or -inf where ⊤ is legal; names problem,
+            prompt and Z.
+    """
+    found = reward.log_reward(prompt, sequences)
+    if len(found) != len(sequences):
+        raise RewardError(
+            f"The reward of problem {problem!r} returned {len(found)} arrays for {len(sequences)} sequences.",
+            "Return one array of length n + 1 for each sequence.",
+        )
+    for scores, sequence in zip(found, sequences, strict=True):
+        legal = moves.stop_legal(sequence)
+        where = f"The reward of problem {problem!r}, prompt {prompt.id!r}, Z = {list(map(int, sequence))}"
+        if np.shape(scores) != (len(sequence) + 1,):
+            raise RewardError(
+                f"{where} has shape {np.shape(scores)}, expected ({len(sequence) + 1},).",
+                "Return log R at every prefix, the empty one included.",
+            )
+        bad = np.flatnonzero(legal & ~np.isfinite(scores))
+        if len(bad):
+            raise RewardError(
+                f"{where} is {scores[bad[0]]} at prefix {int(bad[0])}, where stopping is legal.",
+                "Return finite log rewards: mask what is impossible by a constraint, or give it a finite floor.",
+            )
+    return found

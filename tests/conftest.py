@@ -1,0 +1,33 @@
+"""Fixtures shared by all rooms: a tiny random language model with a word-level tokenizer."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch, vLLM or Ray.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from posteriori.lm import LanguageModel  # noqa: E402
+from tests.tiny import write_tiny_lm  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a random two-layer Llama over forty words."""
+    return write_tiny_lm(tmp_path_factory.mktemp("tiny-lm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_lm_path: Path) -> LanguageModel:
+    """The tiny model, loaded."""
+    return LanguageModel.load(str(tiny_lm_path))

@@ -1,0 +1,1 @@
+"""Exact posteriors: by enumeration, and by dynamic programming for Markov language models."""

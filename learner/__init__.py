@@ -1,0 +1,1 @@
+"""The learner: objectives, LoRA policy, optimisation loop, checkpoints."""

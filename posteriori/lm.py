@@ -144,7 +144,7 @@ class LanguageModel:
             UserError: there is none; names what it splits into and the nearest single tokens.
         """
         ids = self.encode(text)
-        if len(ids) == 1:
+        if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
             return ids[0]
         import difflib
 

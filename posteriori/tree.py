@@ -40,6 +40,19 @@ class TokenTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def trunk(self) -> tuple[TokenTree, IntArray]:
+        """The tree without its leaves, and the indices of the nodes kept.
+
+        A leaf's own hidden state predicts nothing that is asked for: scoring an edge needs its parent's.
+        A tree of roots alone keeps them, so that no tree is empty.
+        """
+        kept = np.unique(self.parents[self.parents >= 0])
+        if len(kept) == 0:
+            return self, np.arange(len(self))
+        parents = self.parents[kept]
+        moved = np.where(parents >= 0, np.searchsorted(kept, parents), -1)
+        return TokenTree(self.tokens[kept], moved, self.depths[kept]), kept
+
     def ancestor_mask(self, window: int | None = None) -> NDArray[np.bool_]:
         """mask[i, j]: node i attends to node j; bool [N, N]. ``window`` limits it to that many tokens."""
         size = len(self)
@@ -181,13 +194,15 @@ def edge_log_probs(model: Any, trees: Sequence[TokenTree]) -> list[NDArray[np.fl
         For each tree float64 [N]; 0 at roots, which nothing precedes.
     """
     inner = causal_model(model)
-    hidden = _hidden(inner, trees)
+    trunks = [tree.trunk() for tree in trees]
+    hidden = _hidden(inner, [trunk for trunk, _ in trunks])
     head = inner.get_output_embeddings()
     results = []
-    for row, tree in enumerate(trees):
+    for row, (tree, (_, kept)) in enumerate(zip(trees, trunks, strict=True)):
         scores = np.zeros(len(tree), dtype=np.float64)
         children = np.flatnonzero(tree.parents >= 0)
         parents, place = np.unique(tree.parents[children], return_inverse=True)
+        parents = np.searchsorted(kept, parents)
         chunk = max(1, LOGITS_BUDGET // head.weight.shape[0])
         for start in range(0, len(parents), chunk):
             stop = start + chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,24 @@ class LanguageModel:
         loaded = cls(model=model.to(device).eval(), tokenizer=tokenizer, name=name)
         loaded._check_head()
         return loaded
+
+    def with_adapter(self, directory: Path) -> LanguageModel:
+        """This model under a PEFT adapter, for inference; the base weights are shared, not copied.
+
+        Raises:
+            UserError: the directory holds no adapter that fits this model.
+        """
+        from peft import PeftModel
+
+        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        try:
+            model = PeftModel.from_pretrained(copy.deepcopy(self.model, memo=shared), str(directory))
+        except (OSError, ValueError, RuntimeError) as cause:
+            raise UserError(
+                f"Cannot load an adapter for {self.name} from {directory}: {str(cause).splitlines()[0]}",
+                "Give a PEFT directory that was trained on this base model.",
+            ) from cause
+        return LanguageModel(model=model.eval(), tokenizer=self.tokenizer, name=self.name)
 
     def _check_head(self) -> None:
         """Refuse models whose logits are more than a linear map of the last hidden state."""

@@ -1,0 +1,169 @@
+"""The command line. Each command is a thin reading of its arguments; the work is in ``commands/``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from posteriori import __version__
+from posteriori.errors import UserError
+
+app = typer.Typer(
+    name="posteriori",
+    help="Fast, verified samples from intractable posteriors of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+USER_ERROR_STATUS = 2
+
+RunArgument = Annotated[str, typer.Argument(help="Run directory, or its name under runs/.")]
+EngineOption = Annotated[
+    str | None, typer.Option(help="vllm or transformers; default: the one of the run file.")
+]
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check versions, engine, Redis, ports, memory and GPU, and say how to mend each failure."""
+    from posteriori.doctor import doctor as run_doctor
+
+    raise typer.Exit(run_doctor(json_output=as_json))
+
+
+@app.command()
+def train(
+    run_file: Annotated[Path | None, typer.Argument(help="Run file, YAML.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Continue this run from its last checkpoint and buffer.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Validate everything, print the resolved run file, start nothing.")
+    ] = False,
+    wandb: Annotated[bool, typer.Option(help="Also log to Weights & Biases.")] = False,
+) -> None:
+    """Train a policy whose samples follow the posterior of a run file."""
+    from posteriori.commands import train as command
+    from posteriori.config import load
+
+    if (run_file is None) == (resume is None):
+        raise UserError("Give either a run file or --resume RUN.", "See `posteriori train --help`.")
+    if resume is not None:
+        command.resume(resume, console)
+        return
+    assert run_file is not None
+    config = load(run_file)
+    if wandb:
+        config = config.model_copy(update={"wandb": True})
+    if dry_run:
+        command.dry_run(config, console)
+    else:
+        command.start(config, console)
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Number of samples.")] = 16,
+    problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Id of an X of the run; default: the first.")] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(help="A new X: name=text, once for each template field.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    engine: EngineOption = None,
+    base: Annotated[bool, typer.Option(help="Sample the base LM and not the policy.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print posterior samples with log q, log R and weights."""
+    from posteriori.commands import sample as command
+    from posteriori.commands.run_directory import find
+
+    fields = {}
+    for item in field or []:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise UserError(f"--field {item!r} has no `=`.", "Write --field x='Once upon a time'.")
+        fields[name] = text
+    found = command.sample(
+        find(run),
+        n,
+        problem_name=problem,
+        prompt_id=prompt,
+        fields=fields,
+        seed=seed,
+        engine_kind=engine,
+        base=base,
+    )
+    command.show(found, console, as_json)
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    draws: Annotated[int, typer.Option(min=2, help="Draws for log Ẑ and ESS.")] = 4096,
+    engine: EngineOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 1,
+) -> None:
+    """Recompute the fidelity table of a run: exact distances, log Z, ESS."""
+    from posteriori.commands import verify as command
+    from posteriori.commands.report import fidelity_table
+    from posteriori.commands.run_directory import find
+
+    header, rows = fidelity_table(command.verify(find(run), draws, engine, seed))
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs"),
+) -> None:
+    """Train two posteriors with exact oracles and show base LM and policy side by side."""
+    from posteriori.commands.demo import demo as run_demo
+
+    run_demo(output, console)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Directory for weights, tokenizer and model card.")],
+    recipe: Annotated[str, typer.Option(help="pocket, or pocket-large for a GPU.")] = "pocket",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Pre-train the base model that ships, from text its own generator writes."""
+    from posteriori.commands.pretrain import pretrain as run_pretrain
+
+    run_pretrain(recipe, out, device)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one paragraph and status 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        text = f"[bold red]Error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+        sys.exit(USER_ERROR_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Where a run keeps everything, and who may write there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from posteriori import config as run_file
+from posteriori.config import RunConfig
+from posteriori.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Layout of a run's directory.
+
+    ``run.yaml`` the resolved run file · ``redis/`` the embedded server's data · ``checkpoints/`` ·
+    ``adapter/`` the newest adapter, a PEFT directory · ``early-adapter/`` the last adapter that was
+    still far from the posterior · ``oracle/`` · ``tensorboard/`` · ``logs/`` · ``report.md``,
+    ``report.json``, ``plots/``.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def redis(self) -> Path:
+        return self.path / "redis"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def early_adapter(self) -> Path:
+        return self.path / "early-adapter"
+
+    @property
+    def oracle(self) -> Path:
+        return self.path / "oracle"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    def create(self, config: RunConfig) -> None:
+        """Start a new run here.
+
+        Raises:
+            UserError: there is a run here already, or the disk refuses.
+        """
+        if self.config_file.exists():
+            raise UserError(
+                f"{self.path} already holds a run.",
+                "Continue it with --resume, or choose another `run` name in the run file.",
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = self.config_file.with_suffix(".tmp")
+            temporary.write_text(run_file.dump(config), encoding="utf-8")
+            temporary.rename(self.config_file)
+        except OSError as cause:
+            raise UserError(
+                f"Cannot write {self.path}: {cause.strerror}.", "Free space or choose another output_directory."
+            ) from cause
+
+    def load(self) -> RunConfig:
+        """The resolved run file of the run that lives here.
+
+        Raises:
+            UserError: no run lives here.
+        """
+        if not self.config_file.exists():
+            raise UserError(
+                f"No run at {self.path}.", "Give the run's directory, such as runs/NAME, or train it first."
+            )
+        return run_file.parse(
+            yaml.safe_load(self.config_file.read_text(encoding="utf-8")), str(self.config_file)
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: two drivers on one run would both publish versions.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with (self.path / "lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as cause:
+                stream.seek(0)
+                raise UserError(
+                    f"Process {stream.read().strip() or '?'} is already running {self.path}.",
+                    "Wait for it, or stop it with Ctrl-C.",
+                ) from cause
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+
+def find(run: str) -> RunDirectory:
+    """The directory of a run named by path, or by name under ``runs/``.
+
+    Raises:
+        UserError: no run lives there.
+    """
+    for path in (Path(run), Path("runs") / run):
+        if (path / "run.yaml").exists():
+            return RunDirectory(path)
+    raise UserError(f"No run {run!r}, neither here nor under runs/.", "List them with `ls runs`.")

@@ -1,0 +1,130 @@
+"""``posteriori sample``: draws from a trained policy with log q, log R and weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.weighted import WeightedSamples, draw
+from posteriori import metrics
+from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
+from posteriori.commands.run_directory import RunDirectory
+from posteriori.errors import UserError
+from posteriori.problems import Problem, build_problem
+from posteriori.seams import Prompt
+
+
+def sample(
+    directory: RunDirectory,
+    n: int,
+    *,
+    problem_name: str | None,
+    prompt_id: str | None,
+    fields: dict[str, str],
+    seed: int,
+    engine_kind: str | None,
+    base: bool,
+) -> dict[str, Any]:
+    """Draw n samples; JSON-ready.
+
+    Args:
+        directory: of the run.
+        n: draws.
+        problem_name: None: the run's first problem.
+        prompt_id: None: its first X, unless ``fields`` gives a new one.
+        fields: a new X (and Y, …).
+        seed: of the draws.
+        engine_kind: ``vllm`` or ``transformers``; None: the run's.
+        base: draw from the base LM and not from the policy.
+
+    Raises:
+        UserError: unknown run, problem or prompt.
+    """
+    run = LoadedRun.load(directory)
+    problem = run.problem(problem_name)
+    if fields:
+        section = next(p for p in run.config.problems if p.name == problem.name)
+        problem = build_problem(section.model_copy(update={"prompts": (fields,)}), run.base)
+        prompt = problem.prompts[0]
+    else:
+        prompt = _prompt(problem, prompt_id)
+    engine = run.engine(engine_kind)
+    try:
+        version = 0 if base else POLICY_VERSION
+        samples = draw(engine, problem, prompt, n, adapter_version=version, seed=seed)
+    finally:
+        engine.close()
+    return _to_dict(problem, prompt, samples)
+
+
+def _prompt(problem: Problem, prompt_id: str | None) -> Prompt:
+    if prompt_id is None:
+        return problem.prompts[0]
+    if prompt_id not in problem.by_id:
+        raise UserError(
+            f"Problem {problem.name!r} has no prompt {prompt_id!r}.",
+            f"Choose among {', '.join(list(problem.by_id)[:10])}, or give a new X with --field x=TEXT.",
+        )
+    return problem.by_id[prompt_id]
+
+
+def _to_dict(problem: Problem, prompt: Prompt, samples: WeightedSamples) -> dict[str, Any]:
+    estimate = metrics.log_z_estimate(samples.log_weights)
+    return {
+        "problem": problem.name,
+        "prompt": prompt.id,
+        "fields": dict(prompt.fields),
+        "samples": [
+            {
+                "text": problem.text(tokens),
+                "tokens": tokens,
+                "log_q": float(log_q),
+                "log_reward": float(log_reward),
+                "log_weight": float(log_reward - log_q),
+                "weight": float(weight),
+            }
+            for tokens, log_q, log_reward, weight in zip(
+                samples.tokens, samples.log_q, samples.log_reward, samples.weights, strict=True
+            )
+        ],
+        "summary": {
+            "n": len(samples),
+            "ess": metrics.effective_sample_size(samples.log_weights),
+            "ess_fraction": metrics.ess_fraction(samples.log_weights),
+            "log_z": estimate.value,
+            "log_z_se": estimate.standard_error,
+            "pareto_k": metrics.pareto_k(samples.log_weights),
+            "unique_fraction": metrics.unique_fraction([tuple(z) for z in samples.tokens]),
+        },
+    }
+
+
+def show(found: dict[str, Any], console: Console, as_json: bool) -> None:
+    """Print samples as a table, or as JSON."""
+    if as_json:
+        console.print_json(json.dumps(found, ensure_ascii=False))
+        return
+    for name, text in found["fields"].items():
+        console.print(f"[dim]{name}:[/dim] {text}", highlight=False)
+    table = Table("Z", "log q", "log R", "log w", "weight")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["samples"]:
+        table.add_row(
+            row["text"],
+            f"{row['log_q']:.3f}",
+            f"{row['log_reward']:.3f}",
+            f"{row['log_weight']:.3f}",
+            f"{row['weight']:.4f}",
+        )
+    console.print(table)
+    summary = found["summary"]
+    console.print(
+        f"log Ẑ {summary['log_z']:.3f} ± {summary['log_z_se']:.3f} · "
+        f"ESS {summary['ess']:.1f} of {summary['n']} · k̂ {summary['pareto_k']:.2f} · "
+        f"unique {summary['unique_fraction']:.2f}",
+        highlight=False,
+    )

@@ -1,0 +1,98 @@
+"""The X's of a run whose posterior is small enough to enumerate, and a sampler's distance to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from posteriori.lm import LanguageModel
+from posteriori.oracle.enumeration import (
+    ExactPosterior,
+    Fidelity,
+    FloatArray,
+    enumerate_posterior,
+    exact_log_q,
+    fidelity,
+)
+from posteriori.oracle.strings import StringTree
+from posteriori.problems import Problem
+from posteriori.seams import Prompt
+
+PROMPTS_PER_PROBLEM = 8
+"""More X's of one problem would make a run's evaluation longer than its training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One X with its exact posterior."""
+
+    problem: Problem
+    prompt: Prompt
+    exact: ExactPosterior
+
+    @property
+    def name(self) -> str:
+        """``problem/prompt``, or the problem's name where it has one X."""
+        many = len(self.problem.prompts) > 1
+        return f"{self.problem.name}/{self.prompt.id}" if many else self.problem.name
+
+    def log_q(self, lm: LanguageModel) -> FloatArray:
+        """Exact log q(z⊤) of all strings under a base LM or policy; nats, [count]."""
+        return exact_log_q(self.exact.tree, lm, self.problem.policy_ids(self.prompt))
+
+    def fidelity(self, lm: LanguageModel) -> Fidelity:
+        """Distance of a base LM or policy from the posterior."""
+        return fidelity(self.exact, self.log_q(lm))
+
+
+def enumerable(problems: Sequence[Problem], max_strings: int) -> list[tuple[Problem, Prompt]]:
+    """The first X's of each problem with at most ``max_strings`` legal Z."""
+    return [
+        (problem, prompt)
+        for problem in problems
+        for prompt in problem.prompts[:PROMPTS_PER_PROBLEM]
+        if problem.moves(prompt).count() <= max_strings
+    ]
+
+
+def exact_cases(
+    problems: Sequence[Problem], max_strings: int, directory: Path | None = None
+) -> list[Case]:
+    """Enumerate the posteriors of a run.
+
+    Args:
+        problems: of the run.
+        max_strings: X's with more legal Z have no oracle.
+        directory: where log R of all strings is kept between the processes of one run; None: nowhere.
+            Delete it to have everything scored anew.
+    """
+    cases = []
+    for problem, prompt in enumerable(problems, max_strings):
+        moves = problem.moves(prompt)
+        file = directory / f"{problem.name}-{problem.prompts.index(prompt)}.npy" if directory else None
+        if file is not None and file.exists():
+            exact = ExactPosterior(StringTree.of(moves, max_strings), np.load(file))
+        else:
+            exact = enumerate_posterior(problem.name, prompt, moves, problem.reward, max_strings)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.with_suffix(".tmp").open("wb") as stream:
+                    np.save(stream, exact.log_reward, allow_pickle=False)
+                file.with_suffix(".tmp").rename(file)
+        cases.append(Case(problem, prompt, exact))
+    return cases
+
+
+def evaluation_metrics(cases: Sequence[Case], lm: LanguageModel) -> dict[str, float]:
+    """``tv/…``, ``kl/…``, ``ess/…`` and ``log_z_exact/…`` of a sampler, a row for each case."""
+    found = {}
+    for case in cases:
+        row = case.fidelity(lm)
+        found[f"tv/{case.name}"] = row.total_variation
+        found[f"kl/{case.name}"] = row.kl_posterior_q
+        found[f"ess/{case.name}"] = row.ess_fraction
+        found[f"log_z_exact/{case.name}"] = case.exact.log_z
+    return found

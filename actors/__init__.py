@@ -1,0 +1,1 @@
+"""Rollout actors: engines that sample Z under versioned adapters, and the pool that keeps them alive."""

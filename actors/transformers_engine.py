@@ -1,0 +1,389 @@
+"""Sampling with transformers and PEFT, for platforms without vLLM and for fast tests.
+
+The running sequences of one adapter version form one batch over one KV cache. Prompts of different
+lengths are padded on the left; a request joins its batch after a prefill of its own and leaves it
+sequence by sequence.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.adapter_files import check_adapter, engine_rank
+from actors.behaviour import MoveTable, behaviour_log_q
+from posteriori.errors import UserError
+from posteriori.moves import LegalMoves
+from posteriori.seams import Sample, SampledGroup, SampleRequest
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One Z in the making; ``uniforms`` are the random numbers of its draws."""
+
+    group: _Group
+    uniforms: NDArray[np.float64]
+    tokens: list[int] = field(default_factory=list)
+    log_q: list[float] = field(default_factory=list)
+    log_q_stop: list[float] = field(default_factory=list)
+    state: int = 0
+    stopped: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or len(self.tokens) == self.group.request.moves.max_tokens
+
+    def sample(self) -> Sample:
+        stop = self.log_q_stop if self.stopped else [*self.log_q_stop, 0.0]
+        return Sample(
+            self.tokens, np.asarray(self.log_q, np.float32), np.asarray(stop, np.float32)
+        )
+
+
+@dataclass(eq=False)
+class _Group:
+    """A request in flight."""
+
+    request: SampleRequest
+    table: MoveTable
+    sequences: list[_Sequence] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Sequences decoded together: their KV cache [R, heads, L, head_dim] and left padding [R]."""
+
+    sequences: list[_Sequence]
+    cache: Any
+    padding: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return int(self.cache.get_seq_length())
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the other rows, and the padding that no row needs any more."""
+        index = torch.tensor(rows, device=self.padding.device)
+        self.sequences = [self.sequences[row] for row in rows]
+        self.padding = self.padding[index]
+        surplus = int(self.padding.min())
+        self.padding = self.padding - surplus
+        for layer in self.cache.layers:
+            layer.keys = layer.keys[index, :, surplus:]
+            layer.values = layer.values[index, :, surplus:]
+
+    def join(self, other: _Batch) -> None:
+        """Append the rows of ``other``, padding the shorter cache on the left."""
+        mine, theirs = self.length, other.length
+        longest = max(mine, theirs)
+        self.padding = torch.cat([self.padding + longest - mine, other.padding + longest - theirs])
+        self.sequences = self.sequences + other.sequences
+        for layer, joining in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.keys = torch.cat([_pad(layer.keys, longest), _pad(joining.keys, longest)])
+            layer.values = torch.cat([_pad(layer.values, longest), _pad(joining.values, longest)])
+
+
+def _pad(states: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+class TransformersEngine:
+    """transformers and PEFT behind :class:`posteriori.seams.Engine`.
+
+    Args:
+        model_path: Hugging Face model directory or id.
+        lora_rank: largest rank of the adapters to come.
+        max_adapters: adapter versions held at once.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        max_model_tokens: prompt and Z together; None: the model's own context.
+        device: ``auto`` takes a GPU where there is one.
+        seed: of requests without a seed of their own.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        lora_rank: int = 16,
+        max_adapters: int = 3,
+        dtype: str = "float32",
+        max_model_tokens: int | None = None,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(model_path), dtype=getattr(torch, dtype)
+            )
+        except (OSError, ValueError) as cause:
+            raise UserError(
+                f"Cannot load a causal language model from {model_path}: {cause}",
+                "Give a directory with config.json and weights, or an id that can be reached.",
+            ) from cause
+        self._model: Any = model.requires_grad_(False).to(device).eval()
+        self._peft: Any = None
+        self._device = torch.device(device)
+        context = int(model.config.get_text_config().max_position_embeddings)
+        self._max_model_tokens = min(max_model_tokens or context, context)
+        self._max_rank = engine_rank(lora_rank)
+        self._max_adapters = max_adapters
+        self._seeds = np.random.default_rng(seed)
+        self._versions: set[int] = set()
+        self._tables: dict[LegalMoves, MoveTable] = {}
+        self._groups: dict[str, _Group] = {}
+        self._pending: list[_Group] = []
+        self._batches: dict[int, _Batch] = {}
+
+    # ------------------------------------------------------------------------------- adapters
+
+    def add_adapter(self, version: int, directory: Path) -> None:
+        """Load ``directory`` as ``version``; see :class:`posteriori.seams.Engine`.
+
+        Raises:
+            UserError: the files cannot be served, the version is loaded already, or all slots
+                are taken.
+        """
+        from peft import LoraConfig, PeftModel
+
+        if version < 1 or version in self._versions:
+            raise UserError(
+                f"Adapter version {version} is not new and positive.", "Publish a greater version."
+            )
+        if len(self._versions) == self._max_adapters:
+            raise UserError(
+                f"All {self._max_adapters} adapter slots are taken.", "Remove an unused version."
+            )
+        check_adapter(directory, self._max_rank)
+        name = str(version)
+        try:
+            if self._peft is None:
+                config = LoraConfig.from_pretrained(str(directory))
+                self._peft = PeftModel(
+                    self._model, config, adapter_name=name, autocast_adapter_dtype=False
+                ).eval()
+            loaded = self._peft.load_adapter(
+                str(directory),
+                adapter_name=name,
+                torch_device=str(self._device),
+                autocast_adapter_dtype=False,
+            )
+            # PEFT only warns here, and would go on with a random or a partial adapter.
+            wrong = [*loaded.missing_keys, *loaded.unexpected_keys]
+            if wrong:
+                raise ValueError(f"weights {', '.join(wrong[:3])} do not fit the model")
+        except (ValueError, RuntimeError, OSError, KeyError) as cause:
+            self._unload(name)
+            raise UserError(
+                f"PEFT cannot load the adapter {directory}: {cause}",
+                "Check that it was trained on this model, on its attention and MLP projections.",
+            ) from cause
+        self._peft.eval()
+        self._versions.add(version)
+
+    def remove_adapter(self, version: int) -> None:
+        """Free a version.
+
+        Raises:
+            ValueError: requests in flight use it, or it is not loaded.
+        """
+        if version not in self._versions:
+            raise ValueError(f"adapter version {version} is not loaded")
+        if any(g.request.adapter_version == version for g in self._groups.values()):
+            raise ValueError(f"adapter version {version} is used by requests in flight")
+        self._versions.remove(version)
+        self._unload(str(version))
+
+    def _unload(self, name: str) -> None:
+        if self._peft is None or name not in self._peft.peft_config:
+            return
+        if len(self._peft.peft_config) > 1:
+            self._peft.delete_adapter(name)
+        else:
+            # PEFT cannot run without any adapter: back to the bare model.
+            self._peft.unload()
+            self._peft = None
+
+    @property
+    def adapter_versions(self) -> tuple[int, ...]:
+        """Loaded versions, ascending, without 0."""
+        return tuple(sorted(self._versions))
+
+    # ------------------------------------------------------------------------------- requests
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            UserError: prompt and longest Z exceed the context, or the prompt is empty.
+            ValueError: the id is in flight or the adapter version is not loaded.
+        """
+        if request.id in self._groups:
+            raise ValueError(f"request {request.id} is in flight already")
+        if request.adapter_version and request.adapter_version not in self._versions:
+            raise ValueError(f"adapter version {request.adapter_version} is not loaded")
+        tokens = len(request.prompt_ids) + request.moves.max_tokens
+        if not request.prompt_ids or tokens > self._max_model_tokens:
+            raise UserError(
+                f"The prompt has {len(request.prompt_ids)} tokens and Z up to "
+                f"{request.moves.max_tokens}; together 1 to {self._max_model_tokens} are served.",
+                "Shorten the prompt, lower max_tokens or raise max_model_tokens.",
+            )
+        seed = self._seeds.integers(2**63) if request.seed is None else request.seed
+        uniforms = np.random.default_rng(seed).random((request.n, request.moves.max_tokens + 1))
+        group = _Group(request, self._tables.setdefault(request.moves, MoveTable(request.moves)))
+        group.sequences = [_Sequence(group, row) for row in uniforms]
+        self._groups[request.id] = group
+        self._pending.append(group)
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request; unknown ids are ignored."""
+        group = self._groups.pop(request_id, None)
+        if group is None:
+            return
+        if group in self._pending:
+            self._pending.remove(group)
+        version = group.request.adapter_version
+        batch = self._batches.get(version)
+        if batch is not None:
+            self._shrink(version, batch, [s.group is not group for s in batch.sequences])
+        self._forget_moves()
+
+    @torch.inference_mode()
+    def step(self) -> list[SampledGroup]:
+        """One token for every running sequence; the groups that finished."""
+        running = list(self._batches.items())
+        for version, batch in running:
+            self._decode(version, batch)
+        for group in self._pending:
+            self._prefill(group)
+        self._pending.clear()
+        finished = [
+            group for group in self._groups.values() if all(s.finished for s in group.sequences)
+        ]
+        for group in finished:
+            del self._groups[group.request.id]
+        if finished:
+            self._forget_moves()
+        return [SampledGroup(g.request, [s.sample() for s in g.sequences]) for g in finished]
+
+    @property
+    def unfinished(self) -> int:
+        """Requests queued or running."""
+        return len(self._groups)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._groups.clear()
+        self._pending.clear()
+        self._batches.clear()
+        self._model = self._peft = None
+
+    # ------------------------------------------------------------------------------- decoding
+
+    def _forward(self, version: int, **inputs: Any) -> torch.Tensor:
+        """Logits at the last position, [R, vocabulary], under one adapter version."""
+        if self._peft is None:
+            outputs = self._model(**inputs, use_cache=True, logits_to_keep=1)
+        else:
+            if version:
+                self._peft.set_adapter(str(version))
+            with nullcontext() if version else self._peft.disable_adapter():
+                outputs = self._peft(**inputs, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = outputs.logits[:, -1]
+        return logits
+
+    def _prefill(self, group: _Group) -> None:
+        """Read the prompt once, draw the first move of every sample, join the version's batch."""
+        from transformers import DynamicCache
+
+        request = group.request
+        if all(sequence.finished for sequence in group.sequences):
+            return
+        # Without the model's configuration the cache keeps every position, sliding windows
+        # included: rows of different lengths can then share it, and the mask does the rest.
+        cache = DynamicCache()
+        prompt = torch.tensor([[int(t) for t in request.prompt_ids]], device=self._device)
+        logits = self._forward(request.adapter_version, input_ids=prompt, past_key_values=cache)
+        self._draw(group.sequences, logits.expand(request.n, -1))
+        cache.batch_repeat_interleave(request.n)
+        padding = torch.zeros(request.n, dtype=torch.int64, device=self._device)
+        joining = _Batch(list(group.sequences), cache, padding)
+        rows = [row for row, s in enumerate(joining.sequences) if not s.finished]
+        if not rows:
+            return
+        joining.keep(rows)
+        batch = self._batches.setdefault(request.adapter_version, joining)
+        if batch is not joining:
+            batch.join(joining)
+
+    def _decode(self, version: int, batch: _Batch) -> None:
+        """One forward of a batch."""
+        last = [[sequence.tokens[-1]] for sequence in batch.sequences]
+        positions = torch.arange(batch.length + 1, device=self._device)
+        mask = positions >= batch.padding.unsqueeze(1)
+        logits = self._forward(
+            version,
+            input_ids=torch.tensor(last, device=self._device),
+            attention_mask=mask.long(),
+            position_ids=(batch.length - batch.padding).unsqueeze(1),
+            past_key_values=batch.cache,
+        )
+        self._draw(batch.sequences, logits)
+        self._shrink(version, batch, [not sequence.finished for sequence in batch.sequences])
+
+    def _shrink(self, version: int, batch: _Batch, keep: list[bool]) -> None:
+        rows = [row for row, kept in enumerate(keep) if kept]
+        if not rows:
+            del self._batches[version]
+        elif len(rows) < len(keep):
+            batch.keep(rows)
+
+    def _draw(self, sequences: list[_Sequence], logits: torch.Tensor) -> None:
+        """Draw one move for every row of logits [R, vocabulary] by inverting its distribution."""
+        rows_of_table: dict[MoveTable, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            rows_of_table.setdefault(sequence.group.table, []).append(row)
+        for table, rows in rows_of_table.items():
+            drawn = [sequences[row] for row in rows]
+            lengths = [len(sequence.tokens) for sequence in drawn]
+            behaviours = [sequence.group.request.behaviour for sequence in drawn]
+            at = torch.tensor(rows, device=self._device).unsqueeze(1)
+            compact = logits[at, table.columns(self._device)]
+            masks = [table.row(length, s.state) for length, s in zip(lengths, drawn, strict=True)]
+            log_q = behaviour_log_q(
+                compact,
+                table.masks(masks, self._device),
+                torch.tensor([[b.temperature] for b in behaviours], device=self._device),
+                torch.tensor([[b.epsilon] for b in behaviours], device=self._device),
+            ).cpu()
+            cumulative = log_q.double().exp().cumsum(dim=-1)
+            uniforms = [s.uniforms[length] for length, s in zip(lengths, drawn, strict=True)]
+            # Scaled by the total, the first column whose cumulative mass exceeds u is always legal.
+            threshold = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
+            columns = (cumulative <= threshold).sum(dim=-1).tolist()
+            for sequence, column, row_log_q in zip(drawn, columns, log_q.numpy(), strict=True):
+                sequence.log_q_stop.append(float(row_log_q[-1]))
+                if column == len(table.moves.alphabet):
+                    sequence.stopped = True
+                    continue
+                token = int(table.moves.alphabet[column])
+                sequence.tokens.append(token)
+                sequence.log_q.append(float(row_log_q[column]))
+                sequence.state = table.moves.step(sequence.state, token)
+
+    def _forget_moves(self) -> None:
+        used = {group.request.moves for group in self._groups.values()}
+        self._tables = {moves: table for moves, table in self._tables.items() if moves in used}

@@ -1,0 +1,339 @@
+"""Sampling with vLLM, in this process.
+
+vLLM's own loop is driven directly (``add_request``, ``step``, ``abort_request``): requests join and
+leave between steps, and adapters are loaded between steps without a pause. One engine per process.
+
+What is used of vLLM is kept narrow: ``EngineArgs``, ``LLMEngine``, ``SamplingParams`` (with
+``logprob_token_ids``), ``LoRARequest`` and one logits processor of the V1 model runner.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.adapter_files import check_adapter, engine_rank
+from posteriori.errors import UserError
+from posteriori.moves import LegalMoves
+from posteriori.seams import Sample, SampledGroup, SampleRequest
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
+
+_ENVIRONMENT = {
+    # The engine's core runs in this process: ready in half the time, and the logits processor can
+    # look up legal moves in this process's memory.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Logits processors of the V1 interface are refused by the V2 model runner.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+BLOCK_TOKENS = 32
+"""KV block on CPU. Whole blocks of a prompt are shared; vLLM's default of 128 shares few prompts."""
+
+_MIN_KV_CACHE_BYTES = 64 * 2**20
+
+
+class VllmEngine:
+    """A vLLM engine behind :class:`posteriori.seams.Engine`.
+
+    Args:
+        model_path: Hugging Face model directory or id; head_dim must be one vLLM serves (64 is).
+        lora_rank: largest rank of the adapters to come.
+        max_adapters: adapter versions held at once; at least 2, so that requests in flight finish
+            under their own version while the next one is loaded.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        max_model_tokens: prompt and Z together.
+        seed: of requests without a seed of their own.
+        max_sequences: sequences decoded together.
+        kv_cache_bytes: None: room for ``max_sequences`` of full length (CPU), or what
+            ``gpu_memory_utilization`` leaves (GPU).
+        gpu_memory_utilization: share of the GPU's memory to use; ignored on CPU.
+
+    Raises:
+        UserError: the model cannot be loaded or served.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        lora_rank: int = 16,
+        max_adapters: int = 3,
+        dtype: str = "float32",
+        max_model_tokens: int = 512,
+        seed: int = 0,
+        max_sequences: int = 128,
+        kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.5,
+    ) -> None:
+        if max_adapters < 2:
+            raise UserError(
+                f"max_adapters is {max_adapters}: every new adapter would drain the engine.",
+                "Give at least 2.",
+            )
+        os.environ.update(_ENVIRONMENT)
+        try:
+            from vllm import EngineArgs, LLMEngine
+            from vllm.platforms import current_platform
+        except ImportError as cause:
+            raise UserError(
+                f"vLLM cannot be imported: {cause}.",
+                "Install the extra `cpu` or `gpu`, or set `sampling.engine: transformers`.",
+            ) from cause
+        from actors.moves_processor import MovesProcessor
+
+        on_cpu = current_platform.is_cpu()
+        self._max_rank = engine_rank(lora_rank)
+        self._max_adapters = max_adapters
+        self._max_model_tokens = max_model_tokens
+        if kv_cache_bytes is None and on_cpu:
+            kv_cache_bytes = _kv_cache_bytes(str(model_path), dtype, max_model_tokens, max_sequences)
+        arguments: dict[str, Any] = {
+            "model": str(model_path),
+            "skip_tokenizer_init": True,
+            "dtype": dtype,
+            "seed": seed,
+            "max_model_len": max_model_tokens,
+            "max_num_seqs": max_sequences,
+            "enable_lora": True,
+            "max_loras": max_adapters,
+            "max_cpu_loras": max_adapters,
+            "max_lora_rank": self._max_rank,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",
+            "logits_processors": [MovesProcessor],
+            # With steps in flight a processor would see the last token too late.
+            "async_scheduling": False,
+            "disable_log_stats": True,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "kv_cache_memory_bytes": kv_cache_bytes,
+        }
+        if on_cpu:
+            arguments |= {"block_size": BLOCK_TOKENS, "enforce_eager": True}
+        try:
+            self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except (ValueError, RuntimeError, OSError) as cause:
+            raise UserError(
+                f"vLLM cannot serve {model_path}: {cause}",
+                "Check the path, `dtype` and memory; head_dim 64 or 128 is always served.",
+            ) from cause
+        self._ids = itertools.count(1)
+        self._adapters: dict[int, LoRARequest] = {}
+        self._requests: dict[str, SampleRequest] = {}
+        self._move_keys: dict[LegalMoves, int] = {}
+        self._move_uses: dict[LegalMoves, int] = {}
+
+    # ------------------------------------------------------------------------------- adapters
+
+    def add_adapter(self, version: int, directory: Path) -> None:
+        """Load ``directory`` as ``version``; see :class:`posteriori.seams.Engine`.
+
+        Raises:
+            UserError: the files cannot be served, the version is loaded already, or all slots
+                are taken.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if version < 1 or version in self._adapters:
+            raise UserError(
+                f"Adapter version {version} is not new and positive.", "Publish a greater version."
+            )
+        if len(self._adapters) == self._max_adapters:
+            # vLLM would evict the least recently used one, perhaps under requests in flight.
+            raise UserError(
+                f"All {self._max_adapters} adapter slots are taken.", "Remove an unused version."
+            )
+        check_adapter(directory, self._max_rank)
+        # vLLM knows an adapter by name, by integer and by path in different places: all are new.
+        number = next(self._ids)
+        request = LoRARequest(f"version-{version}-{number}", number, str(directory))
+        try:
+            loaded = self._engine.add_lora(request)
+        except (ValueError, RuntimeError, OSError, KeyError, AssertionError) as cause:
+            self._engine.remove_lora(number)
+            raise UserError(
+                f"vLLM cannot serve the adapter {directory}: {cause}",
+                "Check that it was trained on this model, on its attention and MLP projections.",
+            ) from cause
+        if not loaded:
+            raise UserError(f"vLLM did not load the adapter {directory}.", "Check its files.")
+        self._adapters[version] = request
+
+    def remove_adapter(self, version: int) -> None:
+        """Free a version.
+
+        Raises:
+            ValueError: requests in flight use it, or it is not loaded.
+        """
+        if version not in self._adapters:
+            raise ValueError(f"adapter version {version} is not loaded")
+        if any(request.adapter_version == version for request in self._requests.values()):
+            raise ValueError(f"adapter version {version} is used by requests in flight")
+        self._engine.remove_lora(self._adapters.pop(version).lora_int_id)
+
+    @property
+    def adapter_versions(self) -> tuple[int, ...]:
+        """Loaded versions, ascending, without 0."""
+        return tuple(sorted(self._adapters))
+
+    # ------------------------------------------------------------------------------- requests
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            UserError: prompt and longest Z exceed ``max_model_tokens``, or the prompt is empty.
+            ValueError: the id is in flight or the adapter version is not loaded.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from actors.moves_processor import EXTRA_ARGS_KEY
+
+        if request.id in self._requests:
+            raise ValueError(f"request {request.id} is in flight already")
+        if request.adapter_version and request.adapter_version not in self._adapters:
+            raise ValueError(f"adapter version {request.adapter_version} is not loaded")
+        tokens = len(request.prompt_ids) + max(request.moves.max_tokens, 1)
+        if not request.prompt_ids or tokens > self._max_model_tokens:
+            raise UserError(
+                f"The prompt has {len(request.prompt_ids)} tokens and Z up to "
+                f"{request.moves.max_tokens}; together 1 to {self._max_model_tokens} are served.",
+                "Shorten the prompt, lower max_tokens or raise max_model_tokens.",
+            )
+        params = SamplingParams(
+            n=request.n,
+            seed=None if request.seed is None else _spread(request.seed),
+            # At the cap ⊤ is certain and costs no step; a Z of no tokens takes one step for ⊤.
+            max_tokens=max(request.moves.max_tokens, 1),
+            stop_token_ids=[request.moves.stop],
+            ignore_eos=True,
+            logprobs=1,
+            logprob_token_ids=[request.moves.stop],
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={
+                EXTRA_ARGS_KEY: {
+                    "moves": self._retain(request.moves),
+                    "temperature": request.behaviour.temperature,
+                    "epsilon": request.behaviour.epsilon,
+                }
+            },
+        )
+        self._requests[request.id] = request
+        self._engine.add_request(
+            request.id,
+            {"prompt_token_ids": [int(token) for token in request.prompt_ids]},
+            params,
+            lora_request=self._adapters.get(request.adapter_version),
+        )
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request; unknown ids are ignored."""
+        if request_id in self._requests:
+            self._engine.abort_request([request_id])
+            self._release(self._requests.pop(request_id).moves)
+
+    def step(self) -> list[SampledGroup]:
+        """One forward of every running sequence; the groups that finished."""
+        if not self._requests:
+            return []
+        groups = []
+        for output in self._engine.step():
+            request = self._requests.get(output.request_id)
+            if request is None or not output.finished:
+                continue
+            del self._requests[request.id]
+            self._release(request.moves)
+            groups.append(SampledGroup(request, [_sample(request, o) for o in output.outputs]))
+        return groups
+
+    @property
+    def unfinished(self) -> int:
+        """Requests queued or running."""
+        return len(self._requests)
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        for request_id in list(self._requests):
+            self.cancel(request_id)
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    # ---------------------------------------------------------------------------- legal moves
+
+    def _retain(self, moves: LegalMoves) -> int:
+        """Key under which the logits processor finds ``moves`` while requests in flight use it."""
+        from actors.behaviour import MoveTable
+        from actors.moves_processor import TABLES
+
+        if moves not in self._move_keys:
+            self._move_keys[moves] = next(self._ids)
+            self._move_uses[moves] = 0
+            TABLES[self._move_keys[moves]] = MoveTable(moves)
+        self._move_uses[moves] += 1
+        return self._move_keys[moves]
+
+    def _release(self, moves: LegalMoves) -> None:
+        from actors.moves_processor import TABLES
+
+        self._move_uses[moves] -= 1
+        if self._move_uses[moves] == 0:
+            del self._move_uses[moves], TABLES[self._move_keys.pop(moves)]
+
+
+def _spread(seed: int) -> int:
+    """A 62-bit seed from a small one.
+
+    vLLM seeds sample i of a request with ``seed + i``: neighbouring seeds would share samples.
+    """
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def _sample(request: SampleRequest, output: CompletionOutput) -> Sample:
+    """Read one finished sequence: [steps, 2] log-probabilities of the sampled token and of ⊤."""
+    steps = np.asarray(output.logprobs.logprobs, dtype=np.float32).reshape(-1, 2)
+    tokens = [int(token) for token in output.token_ids]
+    if output.finish_reason == "stop":
+        return Sample(tokens[:-1], steps[:-1, 0], steps[:, 1])
+    if output.finish_reason == "length" and len(tokens) == request.moves.max_tokens:
+        return Sample(tokens, steps[:, 0], np.append(steps[:, 1], np.float32(0.0)))
+    raise RuntimeError(
+        f"vLLM ended request {request.id} after {len(tokens)} tokens: {output.finish_reason}"
+    )
+
+
+def _kv_cache_bytes(model: str, dtype: str, max_model_tokens: int, max_sequences: int) -> int:
+    """KV memory for ``max_sequences`` of full length.
+
+    Raises:
+        UserError: the model's configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as cause:
+        raise UserError(
+            f"Cannot read the configuration of model {model}: {cause}.", "Check the path or id."
+        ) from cause
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_per_value = 4 if dtype == "float32" else 2
+    token_bytes = 2 * config.num_hidden_layers * heads * head_dim * bytes_per_value
+    blocks = -(-max_model_tokens // BLOCK_TOKENS) * max_sequences
+    return max(_MIN_KV_CACHE_BYTES, blocks * BLOCK_TOKENS * token_bytes)

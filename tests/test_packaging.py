@@ -19,6 +19,7 @@ from packaging.version import Version
 from setuptools import find_packages
 
 import posteriori
+from posteriori.config import parse
 
 ROOT = Path(__file__).parent.parent
 PIN_FILES = ("requirements/cpu.txt", "requirements/dev.txt")
@@ -298,6 +299,14 @@ def test_hooks_use_the_pinned_tools() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert {hook["entry"].split()[0] for hook in hooks} == {".venv/bin/ruff", ".venv/bin/mypy"}
+
+
+def test_run_file_in_contributing_is_valid() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert blocks
+    for block in blocks:
+        parse(yaml.safe_load(block), "CONTRIBUTING.md")
 
 
 def test_ci_is_executable_and_ends_with_the_tests() -> None:

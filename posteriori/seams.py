@@ -204,7 +204,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class BufferStats:
-    """A snapshot of the buffer's counters."""
+    """A snapshot of the buffer's counters.
+
+    ``payload_bytes`` counts what ``capacity_bytes`` bounds: payloads and a fixed charge for the index
+    of each trajectory. ``evicted`` includes those dropped because their reward was void.
+    """
 
     trajectories: int
     prompts: int
@@ -217,6 +221,7 @@ class BufferStats:
     drawn: int
     newest_version: int
     learner_version: int
+    corrupt: int = 0
 
 
 @runtime_checkable
@@ -286,6 +291,10 @@ class AdapterStore(Protocol):
 
     def pin(self, version: int) -> None:
         """Keep a version (checkpoint, served) whatever ``prune`` says."""
+        ...
+
+    def unpin(self, version: int) -> None:
+        """Leave a version to ``prune`` again."""
         ...
 
     def prune(self, keep_last: int) -> tuple[int, ...]:

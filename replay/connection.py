@@ -1,0 +1,161 @@
+"""A connection to Redis that retries, and the names its failures have for users."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from posteriori.errors import StorageFull, StorageUnreachable, UserError
+
+SOCKET_TIMEOUT_SECONDS = 30.0
+"""A reply later than this counts as a lost connection; a rewrite of a large AOF takes seconds."""
+HEALTH_CHECK_SECONDS = 15
+"""An idle connection is pinged before use, so a server that restarted is noticed there."""
+RETRIES = 6
+BACKOFF_BASE_SECONDS = 0.05
+BACKOFF_CAP_SECONDS = 2.0
+"""Six retries with jitter bridge a restart of the server: a few seconds, never in lockstep."""
+OLDEST_VERSION = (6, 2)
+"""The version every script is tested on."""
+
+
+def connect(
+    redis_url: str,
+    *,
+    retries: int = RETRIES,
+    socket_timeout_seconds: float = SOCKET_TIMEOUT_SECONDS,
+) -> redis.Redis:
+    """A client for ``redis://``, ``rediss://`` or ``unix://``, checked to answer and to be usable.
+
+    Replies are bytes. Lost connections are retried with jittered exponential backoff. Every write
+    of this room may be repeated after a lost reply without harm.
+
+    Args:
+        redis_url: address; a password in it is never shown in a message.
+        retries: attempts after the first one.
+        socket_timeout_seconds: longest wait for a connection or a reply.
+
+    Raises:
+        StorageUnreachable: nothing answers, or the server refuses the credentials.
+        UserError: the URL is malformed, the server is older than 6.2, or its eviction policy may
+            delete parts of the buffer.
+    """
+    try:
+        client = redis.Redis.from_url(
+            redis_url,
+            decode_responses=False,
+            socket_timeout=socket_timeout_seconds,
+            socket_connect_timeout=socket_timeout_seconds,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            retry=Retry(
+                ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS),
+                retries,
+            ),
+        )
+    except ValueError as cause:
+        raise UserError(
+            f"redis_url {without_password(redis_url)} is not an address: {cause}.",
+            "Write `embedded`, `redis://HOST:PORT/0` or `unix:///PATH`.",
+        ) from cause
+    with storage_errors(redis_url):
+        server = client.info("server")
+        memory = client.info("memory")
+    version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
+    if version < OLDEST_VERSION:
+        raise UserError(
+            f"Redis at {without_password(redis_url)} is version {server['redis_version']}.",
+            "Use 6.2 or newer, or `redis_url: embedded`.",
+        )
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if int(memory.get("maxmemory", 0)) > 0 and policy != "noeviction":
+        raise UserError(
+            f"Redis at {without_password(redis_url)} has maxmemory-policy {policy}, which deletes "
+            "parts of the buffer at will.",
+            "Run `redis-cli CONFIG SET maxmemory-policy noeviction`.",
+        )
+    return client
+
+
+def without_password(redis_url: str) -> str:
+    """The address as it may be shown to anyone."""
+    parts = urlsplit(redis_url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def address_of(client: redis.Redis) -> str:
+    """Where a client connects to, without credentials."""
+    options = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return f"unix://{options['path']}"
+    return f"redis://{options.get('host')}:{options.get('port')}/{options.get('db', 0)}"
+
+
+@contextmanager
+def storage_errors(server: redis.Redis | str) -> Iterator[None]:
+    """Turn what Redis refuses into errors a user can act on.
+
+    Raises:
+        StorageUnreachable: no connection, or not within the timeout, or credentials refused.
+        StorageFull: Redis has no memory left, or its disk is full. Nothing was written.
+    """
+    try:
+        yield
+    except (
+        redis.AuthenticationError,
+        redis.exceptions.NoPermissionError,
+        redis.exceptions.AuthorizationError,
+    ) as cause:
+        raise StorageUnreachable(
+            f"Redis at {_name(server)} refuses the credentials: {cause}.",
+            "Put user and password into redis_url: redis://USER:PASSWORD@HOST:PORT/0.",
+        ) from cause
+    except (redis.ConnectionError, redis.TimeoutError) as cause:
+        raise StorageUnreachable(
+            f"Redis at {_name(server)} does not answer: {cause}.",
+            "Check that the server runs and that this machine may reach it.",
+        ) from cause
+    except redis.ResponseError as cause:
+        text = str(cause)
+        # Inside a script the code is not at the start: "Error running script (…): -OOM command …".
+        if isinstance(cause, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
+            raise StorageFull(
+                f"Redis at {_name(server)} has reached its maxmemory.",
+                "Raise maxmemory, or lower replay.capacity_bytes or the adapters kept.",
+            ) from cause
+        if "MISCONF" in text:
+            raise StorageFull(
+                f"Redis at {_name(server)} cannot write to its disk: {text}.",
+                "Free disk space there; writes resume by themselves.",
+            ) from cause
+        raise
+
+
+@contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Name a full disk.
+
+    Raises:
+        StorageFull: no space, quota or file size left for what is written below ``directory``.
+    """
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(
+                f"No space to write below {directory}: {cause.strerror}.",
+                "Free disk space and run it again.",
+            ) from cause
+        raise
+
+
+def _name(server: redis.Redis | str) -> str:
+    return without_password(server) if isinstance(server, str) else address_of(server)

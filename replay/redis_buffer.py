@@ -1,0 +1,213 @@
+"""The replay buffer on Redis: one atomic script per operation, one round trip per call."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import redis
+
+from posteriori.config import ReplayConfig
+from posteriori.errors import CorruptPayload, StorageFull
+from posteriori.seams import BufferStats, Draw, InsertReceipt
+from posteriori.trajectory import Trajectory, decode
+from replay.admission import (
+    AGELESS_BEHAVIOURS,
+    INDEX_BYTES_PER_TRAJECTORY,
+    checked_payload,
+    refuse_oversized,
+    trajectory_id,
+)
+from replay.connection import storage_errors
+from replay.limits import Flow, why_draw_waits, why_insert_waits
+from replay.scripts import load_script
+
+
+class RedisBuffer:
+    """Bounded replay shared by all actors and the learner of one run; see :class:`seams.Buffer`.
+
+    Eviction takes the oldest version first, across prompts for bytes and within the prompt for
+    ``capacity_per_prompt``. Trajectories of the behaviours in ``AGELESS_BEHAVIOURS`` are as old as
+    their arrival.
+
+    A draw picks different prompts, uniformly among those that have trajectories, and for each group
+    a mode by the configured shares:
+
+    - recent: the newest of the prompt, none more than ``max_staleness_versions`` behind the
+      learner, over again when they are too few; uniform if the prompt has none so young.
+    - prioritised: independent draws with probability ∝ exp(terminal log R), an exponential race.
+    - uniform: different ones, or with replacement when there are fewer than asked for.
+
+    Args:
+        client: from :func:`replay.connection.connect`.
+        run: name of the run; all keys lie under ``posteriori:{run}:replay``.
+        config: limits, shares and the limiter.
+        seed: makes draws and the race reproducible; None: unseeded.
+    """
+
+    def __init__(
+        self, client: redis.Redis, run: str, config: ReplayConfig, seed: int | None = None
+    ) -> None:
+        self.config = config
+        self._client = client
+        self._namespace = f"posteriori:{{{run}}}:replay"
+        self._random = random.Random(seed)
+        self._insert = load_script(client, "common", "insert")
+        self._draw = load_script(client, "common", "draw")
+        self._discard = load_script(client, "common", "discard")
+        self._drop_rewards = load_script(client, "common", "drop_rewards")
+
+    def insert(self, trajectories: Sequence[Trajectory]) -> InsertReceipt:
+        """Store trajectories, or say why to wait (limiter, memory).
+
+        When Redis itself is out of memory (adapters and events share it) the buffer gives up twice
+        the bytes it takes; only when it has nothing to give does the actor wait.
+
+        Raises:
+            CorruptPayload: one is malformed; none is stored.
+            StorageFull: the disk of the server is full, or these alone exceed ``capacity_bytes``.
+            StorageUnreachable: the server does not answer.
+        """
+        if not trajectories:
+            return InsertReceipt()
+        encoded: list[bytes | str | int] = []
+        incoming_bytes = 0
+        for trajectory in trajectories:
+            payload = checked_payload(trajectory)
+            incoming_bytes += len(payload) + INDEX_BYTES_PER_TRAJECTORY
+            encoded += [
+                trajectory_id(trajectory),
+                "arrival"
+                if trajectory.behaviour in AGELESS_BEHAVIOURS
+                else trajectory.adapter_version,
+                trajectory.reward_version,
+                repr(trajectory.terminal_log_reward),
+                trajectory.tokens.astype("<i4").tobytes(),
+                payload,
+            ]
+        refuse_oversized(incoming_bytes, self.config)
+        try:
+            return self._insert_within(self.config.capacity_bytes, encoded)
+        except StorageFull as full:
+            if not isinstance(full.__cause__, redis.ResponseError) or "OOM" not in str(
+                full.__cause__
+            ):
+                raise
+            held = self.stats().payload_bytes
+            if held < 2 * incoming_bytes:
+                return InsertReceipt(wait=full.problem.rstrip("."))
+        return self._insert_within(held - 2 * incoming_bytes, encoded)
+
+    def draw(self, prompts: int, per_prompt: int) -> Draw:
+        """Draw ``prompts`` groups of ``per_prompt`` trajectories, or say why to wait.
+
+        A payload that cannot be read is removed, counted in ``stats().corrupt``, and the draw is
+        made again.
+
+        Raises:
+            StorageUnreachable: the server does not answer.
+        """
+        config = self.config
+        while True:
+            with storage_errors(self._client):
+                status, *reply = self._draw(
+                    keys=[self._namespace],
+                    args=[
+                        self._seed(),
+                        prompts,
+                        per_prompt,
+                        config.recent_share,
+                        config.prioritised_share,
+                        config.samples_per_insert,
+                        config.slack_trajectories,
+                        config.max_staleness_versions,
+                    ],
+                )
+            if status == 0:
+                reason = why_draw_waits(Flow(*reply), config, prompts * per_prompt)
+                assert reason is not None, "draw.lua and limits.py disagree"
+                return Draw([], wait=reason)
+            drawn: list[Trajectory] = []
+            unreadable: set[bytes] = set()
+            for id_, payload in zip(reply[::2], reply[1::2], strict=True):
+                try:
+                    drawn.append(decode(payload or b""))
+                except CorruptPayload:
+                    unreadable.add(id_)
+            if not unreadable:
+                groups = [
+                    drawn[start : start + per_prompt] for start in range(0, len(drawn), per_prompt)
+                ]
+                return Draw(groups)
+            with storage_errors(self._client):
+                self._discard(
+                    keys=[self._namespace], args=[prompts * per_prompt, *sorted(unreadable)]
+                )
+
+    def set_learner_version(self, version: int) -> None:
+        """Tell the buffer the learner's newest published version, for the staleness bound."""
+        with storage_errors(self._client):
+            self._client.hset(f"{self._namespace}:counters", "learner_version", str(version))
+
+    def drop_reward_versions_below(self, version: int) -> int:
+        """Remove trajectories whose rewards are void since an M step; return how many.
+
+        Raises:
+            StorageUnreachable: the server does not answer.
+        """
+        with storage_errors(self._client):
+            return int(self._drop_rewards(keys=[self._namespace], args=[version]))
+
+    def stats(self) -> BufferStats:
+        """Counters since the run began; they survive a restart of the server."""
+        with storage_errors(self._client):
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.hgetall(f"{self._namespace}:counters")
+            pipeline.zcard(f"{self._namespace}:age")
+            pipeline.zcard(f"{self._namespace}:prompts")
+            pipeline.zrevrange(f"{self._namespace}:age", 0, 0, withscores=True)
+            raw, trajectories, prompts, newest = pipeline.execute()
+        counters = {name.decode(): int(value) for name, value in raw.items()}
+        return BufferStats(
+            trajectories=trajectories,
+            prompts=prompts,
+            payload_bytes=counters.get("held_bytes", 0),
+            capacity_bytes=self.config.capacity_bytes,
+            inserted=counters.get("inserted", 0),
+            merged=counters.get("merged", 0),
+            dropped=counters.get("dropped", 0),
+            evicted=counters.get("evicted", 0),
+            drawn=counters.get("drawn", 0),
+            newest_version=int(newest[0][1]) >> 32 if newest else 0,
+            learner_version=counters.get("learner_version", 0),
+            corrupt=counters.get("corrupt", 0),
+        )
+
+    def _insert_within(
+        self, capacity_bytes: int, encoded: Sequence[bytes | str | int]
+    ) -> InsertReceipt:
+        config = self.config
+        with storage_errors(self._client):
+            status, *reply = self._insert(
+                keys=[self._namespace],
+                args=[
+                    self._seed(),
+                    capacity_bytes,
+                    config.capacity_per_prompt,
+                    config.samples_per_insert,
+                    config.slack_trajectories,
+                    config.max_staleness_versions,
+                    config.near_duplicate_tolerance,
+                    *encoded,
+                ],
+            )
+        if status == 0:
+            reason = why_insert_waits(Flow(*reply), config)
+            assert reason is not None, "insert.lua and limits.py disagree"
+            return InsertReceipt(wait=reason)
+        inserted, merged, dropped, evicted = reply
+        return InsertReceipt(inserted, merged, dropped, evicted)
+
+    def _seed(self) -> int:
+        """For Lua's generator: the server's own state never enters a draw."""
+        return self._random.getrandbits(31)

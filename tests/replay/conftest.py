@@ -1,0 +1,70 @@
+"""One real redis-server for all replay tests, emptied before each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from posteriori.config import ReplayConfig
+from posteriori.seams import AdapterStore, Buffer
+from replay.memory_adapters import MemoryAdapters
+from replay.memory_buffer import MemoryBuffer
+from replay.redis_adapters import RedisAdapters
+from replay.redis_buffer import RedisBuffer
+from replay.server import EmbeddedServer, connect
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server shared by the session; tests that harm theirs start their own."""
+    with EmbeddedServer(tmp_path_factory.mktemp("redis"), capacity_bytes=2**26) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def session_client(redis_server: EmbeddedServer) -> redis.Redis:
+    return connect(redis_server.url)
+
+
+@pytest.fixture
+def client(session_client: redis.Redis) -> redis.Redis:
+    """A client of the empty server."""
+    session_client.flushall()
+    return session_client
+
+
+class Buffers:
+    """Makes buffers of one kind with a configuration."""
+
+    def __init__(self, client: redis.Redis | None) -> None:
+        self.client = client
+
+    def __call__(self, config: ReplayConfig, seed: int | None = 0) -> Buffer:
+        if self.client is None:
+            return MemoryBuffer(config, seed)
+        self.client.flushall()
+        return RedisBuffer(self.client, "test", config, seed)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def buffers(request: pytest.FixtureRequest) -> Buffers:
+    if request.param == "memory":
+        return Buffers(None)
+    return Buffers(request.getfixturevalue("client"))
+
+
+@pytest.fixture(params=["memory", "redis"])
+def adapters(request: pytest.FixtureRequest) -> AdapterStore:
+    if request.param == "memory":
+        return MemoryAdapters("test")
+    return RedisAdapters(request.getfixturevalue("client"), "test")
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, to be killed at will."""
+    with EmbeddedServer(tmp_path / "redis", capacity_bytes=2**26) as server:
+        yield server

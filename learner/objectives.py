@@ -94,14 +94,33 @@ def group_mean(values: Tensor, group: Tensor) -> Tensor:
     return (total / count)[group]
 
 
-def group_log_z(batch: Batch, residuals: Tensor) -> GroupLogZ:
-    """Estimates of log Z(x) from the groups in this batch, which must be whole."""
-    residuals = residuals.detach()
-    means = residuals.sum(dim=1) / batch.legal.sum(dim=1)
-    return GroupLogZ(
-        mean=group_mean(means, batch.group),
-        terminal=group_mean(terminal(residuals, batch.lengths), batch.group),
-    )
+@dataclass(frozen=True)
+class Flows:
+    """What D says of each trajectory, detached; nats, [B].
+
+    Attributes:
+        mean: mean of D over the trajectory, an estimate of log Z(x).
+        spread: mean |Dᵢ − D̄|; 0 at the optimum.
+        terminal: Dₙ = log R(z⊤)/T − log q(z⊤), the log importance weight under q.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    terminal: Tensor
+
+
+def summarise(batch: Batch, residuals: Tensor) -> Flows:
+    """Summaries of D from :func:`flow_residuals`."""
+    residuals, legal = residuals.detach(), batch.legal
+    count = legal.sum(dim=1)
+    mean = residuals.sum(dim=1) / count
+    spread = ((residuals - mean[:, None]).abs() * legal).sum(dim=1) / count
+    return Flows(mean, spread, terminal(residuals, batch.lengths))
+
+
+def group_log_z(flows: Flows, group: Tensor) -> GroupLogZ:
+    """Estimates of log Z(x) from groups, which must be whole."""
+    return GroupLogZ(group_mean(flows.mean, group), group_mean(flows.terminal, group))
 
 
 def penalty(residual: Tensor, huber_delta: float | None) -> Tensor:
@@ -210,7 +229,7 @@ def losses(
     if objective == "contrastive":
         return contrastive_tb(ends, batch.group, huber_delta), residuals
     if reference is None:
-        reference = group_log_z(batch, residuals)
+        reference = group_log_z(summarise(batch, residuals), batch.group)
     anchor = penalty(ends - reference.terminal, huber_delta)
     if objective == "vargrad":
         return anchor, residuals
@@ -226,22 +245,3 @@ def losses(
     if objective == "subtb+vargrad":
         loss = loss + anchor_weight * anchor
     return loss, residuals
-
-
-def diagnostics(batch: Batch, residuals: Tensor) -> dict[str, float]:
-    """How far from the posterior these trajectories see q, in nats; 0 at the optimum but ``log_z``.
-
-    ``flow_spread``: mean over trajectories of mean |Dᵢ − D̄|. ``variance``: mean over groups of
-    Var[log R/T − log q]. ``log_z``: mean over trajectories of mean D.
-    """
-    residuals, legal = residuals.detach(), batch.legal
-    count = legal.sum(dim=1)
-    means = residuals.sum(dim=1) / count
-    spread = ((residuals - means[:, None]).abs() * legal).sum(dim=1) / count
-    ends = terminal(residuals, batch.lengths)
-    variance = (ends - group_mean(ends, batch.group)).square()
-    return {
-        "flow_spread": float(spread.mean()),
-        "variance": float(group_mean(variance, batch.group).mean()),
-        "log_z": float(means.mean()),
-    }

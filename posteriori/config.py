@@ -148,15 +148,17 @@ class ReplayConfig(Section):
 class LearnerConfig(Section):
     """The objective and the optimiser.
 
-    ``objective``: ``subtb`` (root node included), ``vargrad``, ``tb`` (learned log Z(x)) or
-    ``subtb+vargrad``. ``reward_temperature_start`` is annealed linearly to 1 over
-    ``anneal_steps``, which may take at most half of ``steps``.
+    ``objective``: ``subtb`` (root node included), ``vargrad``, ``tb`` (learned log Z(x)),
+    ``contrastive`` (pairs of a group) or ``subtb+vargrad``. Residuals beyond ``huber_delta_nats``
+    count linearly, which tames rewards with a floor. ``reward_temperature_start`` is annealed linearly
+    to 1 over ``anneal_steps``, which may take at most half of ``steps``.
     """
 
-    objective: Literal["subtb", "vargrad", "tb", "subtb+vargrad"] = "subtb+vargrad"
+    objective: Literal["subtb", "vargrad", "tb", "contrastive", "subtb+vargrad"] = "subtb+vargrad"
     subtb_lambda: float = Field(default=1.0, gt=0)
     anchor_weight: float = Field(default=1.0, ge=0)
     root: Literal["group", "learned"] = "group"
+    huber_delta_nats: float | None = Field(default=None, gt=0)
     steps: int = Field(default=400, ge=1)
     prompts_per_step: int = Field(default=2, ge=1)
     trajectories_per_prompt: int = Field(default=32, ge=2)

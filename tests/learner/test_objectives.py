@@ -15,12 +15,12 @@ from learner.objectives import (
     Batch,
     GroupLogZ,
     contrastive_tb,
-    diagnostics,
     flow_residuals,
     group_log_z,
     group_mean,
     losses,
     subtb,
+    summarise,
     terminal,
 )
 
@@ -166,7 +166,7 @@ def test_subtb_is_path_consistency_of_maximum_entropy_rl():
 def test_gradients_equal_finite_differences(objective, lam, delta):
     batch = random_batch(11, root_legal=False)
     # The detached reference is a constant of the objective, so it is held while differencing.
-    reference = group_log_z(batch, flow_residuals(batch))
+    reference = group_log_z(summarise(batch, flow_residuals(batch)), batch.group)
 
     def mean_loss(log_q: torch.Tensor, stop: torch.Tensor, log_z: torch.Tensor) -> torch.Tensor:
         moved = replace(batch, log_q=log_q, log_q_stop=stop, log_z=log_z)
@@ -272,7 +272,7 @@ def test_padding_does_not_count():
 def test_parts_of_a_group_with_its_reference_equal_the_whole():
     batch = random_batch(13, root_legal=False)
     whole, residuals = losses(batch, "subtb+vargrad", subtb_lambda=0.9)
-    reference = group_log_z(batch, residuals)
+    reference = group_log_z(summarise(batch, residuals), batch.group)
     for rows in (slice(0, 5), slice(5, 12)):
         part = Batch(
             *(
@@ -310,20 +310,30 @@ def test_learned_log_z_is_required_where_it_is_used():
         losses(batch, "subtb", root="learned")
 
 
-def test_diagnostics_vanish_at_the_optimum_and_name_log_z():
+def test_flows_vanish_at_the_optimum_and_name_log_z():
     batch = random_batch(17)
     log_z = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)[batch.group]
     spent = torch.nn.functional.pad(batch.log_q.cumsum(1), (1, 0))
     # Choose the reward so that D = log Z at every legal position.
     reward = log_z[:, None] + batch.log_q_stop + spent
     at_optimum = replace(batch, log_reward=reward, log_z=log_z)
-    figures = diagnostics(at_optimum, flow_residuals(at_optimum))
-    assert figures["flow_spread"] == pytest.approx(0.0, abs=1e-12)
-    assert figures["variance"] == pytest.approx(0.0, abs=1e-12)
-    assert figures["log_z"] == pytest.approx(0.5, abs=1e-12)
+    flows = summarise(at_optimum, flow_residuals(at_optimum))
+    torch.testing.assert_close(flows.mean, log_z)
+    torch.testing.assert_close(flows.terminal, log_z)
+    assert float(flows.spread.max()) == pytest.approx(0.0, abs=1e-12)
     for objective in ("subtb", "vargrad", "tb", "subtb+vargrad", "contrastive"):
         loss, _ = losses(at_optimum, objective)
         assert float(loss.max()) == pytest.approx(0.0, abs=1e-20)
-    away = diagnostics(batch, flow_residuals(batch))
-    assert away["flow_spread"] > 0.1
-    assert away["variance"] > 0.1
+
+
+def test_flows_equal_their_formulas():
+    batch = random_batch(19)
+    flows = summarise(batch, flow_residuals(batch))
+    for b in range(len(batch.lengths)):
+        nodes = naive_nodes(batch, b, None)
+        mean = sum(nodes) / len(nodes)
+        assert float(flows.mean[b]) == pytest.approx(mean)
+        assert float(flows.spread[b]) == pytest.approx(
+            sum(abs(node - mean) for node in nodes) / len(nodes), abs=1e-12
+        )
+        assert float(flows.terminal[b]) == pytest.approx(nodes[-1])

@@ -144,9 +144,13 @@ def pretrain(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Pre-train the base model that ships, from text its own generator writes."""
-    from posteriori.commands.pretrain import pretrain as run_pretrain
+    from posteriori.pocket.pretrain import pretrain as run_pretrain
+    from posteriori.pocket.recipe import RECIPES
 
-    run_pretrain(recipe, out, device)
+    if recipe not in RECIPES:
+        raise UserError(f"No recipe {recipe!r}.", f"Choose among {', '.join(RECIPES)}.")
+    report = run_pretrain(RECIPES[recipe], out, device=device)
+    console.print_json(data={name: value for name, value in report.items() if name != "curve"})
 
 
 @app.command()

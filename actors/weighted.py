@@ -83,7 +83,9 @@ def draw(
     samples = [sample for request in requests for sample in finished[request.id].samples]
     tokens = [[int(token) for token in sample.tokens] for sample in samples]
     distinct = [list(z) for z in dict.fromkeys(map(tuple, tokens))]
-    scores = checked_log_reward(problem.reward, problem.name, prompt, problem.moves(prompt), distinct)
+    scores = checked_log_reward(
+        problem.reward, problem.name, prompt, problem.moves(prompt), distinct
+    )
     by_tokens = {tuple(z): float(score[-1]) for z, score in zip(distinct, scores, strict=True)}
     return WeightedSamples(
         tokens=tokens,

@@ -76,7 +76,9 @@ def sample(
     run: RunArgument,
     n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Number of samples.")] = 16,
     problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Id of an X of the run; default: the first.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Id of an X of the run; default: the first.")
+    ] = None,
     field: Annotated[
         list[str] | None, typer.Option(help="A new X: name=text, once for each template field.")
     ] = None,

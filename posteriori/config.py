@@ -112,7 +112,9 @@ class SamplingConfig(Section):
     def _shares(self) -> SamplingConfig:
         total = self.base_share + self.tempered_share + self.uniform_share
         if total > 1:
-            raise ValueError(f"base_share + tempered_share + uniform_share is {total:g}, more than 1")
+            raise ValueError(
+                f"base_share + tempered_share + uniform_share is {total:g}, more than 1"
+            )
         low, high = self.temperature_range
         if not 0 < low <= high:
             raise ValueError("temperature_range needs 0 < low <= high")
@@ -190,8 +192,14 @@ class LearnerConfig(Section):
         if self.reward_temperature_start != 1.0 and self.anneal_steps == 0:
             raise ValueError("reward_temperature_start other than 1 needs anneal_steps > 0")
         if self.anneal_steps > self.steps // 2:
-            raise ValueError("anneal_steps may take at most half of steps: the end value must be held")
-        if self.objective != "subtb" and self.trajectories_per_prompt < 8 and self.objective != "tb":
+            raise ValueError(
+                "anneal_steps may take at most half of steps: the end value must be held"
+            )
+        if (
+            self.objective != "subtb"
+            and self.trajectories_per_prompt < 8
+            and self.objective != "tb"
+        ):
             raise ValueError("the VarGrad term needs trajectories_per_prompt >= 8")
         return self
 
@@ -294,7 +302,9 @@ def load(path: Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as cause:
-        raise UserError(f"Cannot read run file {path}: {cause.strerror}.", "Check the path.") from cause
+        raise UserError(
+            f"Cannot read run file {path}: {cause.strerror}.", "Check the path."
+        ) from cause
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as cause:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from posteriori.errors import UserError
 from posteriori import tree as token_tree
+from posteriori.errors import UserError
 from posteriori.tree import TokenTree, TreeBuilder, batches
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
@@ -75,9 +75,13 @@ class LanguageModel:
         """
         from peft import PeftModel
 
-        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        shared = {
+            id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())
+        }
         try:
-            model = PeftModel.from_pretrained(copy.deepcopy(self.model, memo=shared), str(directory))
+            model = PeftModel.from_pretrained(
+                copy.deepcopy(self.model, memo=shared), str(directory)
+            )
         except (OSError, ValueError, RuntimeError) as cause:
             raise UserError(
                 f"Cannot load an adapter for {self.name} from {directory}: {str(cause).splitlines()[0]}",
@@ -91,7 +95,9 @@ class LanguageModel:
         tree = TokenTree(tokens, np.arange(-1, 2), np.arange(3))
         with torch.no_grad():
             ours = token_tree.node_logits(self.model, [tree], [np.arange(3)])[0]
-            plain = self.model(torch.from_numpy(tokens)[None].to(self.model.device)).logits[0].float()
+            plain = (
+                self.model(torch.from_numpy(tokens)[None].to(self.model.device)).logits[0].float()
+            )
         # Half precision rounds the two kernels differently; a scaled or capped head differs by far more.
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
         gap = float((ours - plain).abs().max() / plain.abs().max().clamp(min=1.0))
@@ -179,18 +185,25 @@ class LanguageModel:
         """log p(node | path) over the whole vocabulary for every node of every tree; see ``posteriori.tree``."""
         results: list[NDArray[np.float64]] = [np.empty(0)] * len(trees)
         for batch in batches(trees, NODES_PER_FORWARD):
-            for index, scores in zip(batch, token_tree.edge_log_probs(self.model, [trees[i] for i in batch]), strict=True):
+            for index, scores in zip(
+                batch, token_tree.edge_log_probs(self.model, [trees[i] for i in batch]), strict=True
+            ):
                 results[index] = scores
         return results
 
     def node_logits(
-        self, trees: Sequence[TokenTree], nodes: Sequence[NDArray[np.int64]], columns: NDArray[np.int64]
+        self,
+        trees: Sequence[TokenTree],
+        nodes: Sequence[NDArray[np.int64]],
+        columns: NDArray[np.int64],
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (tree index, logits [K, C]) at chosen nodes for chosen vocabulary rows, without gradients."""
         rows = torch.from_numpy(columns)
         for batch in batches(trees, NODES_PER_FORWARD):
             with torch.no_grad():
-                found = token_tree.node_logits(self.model, [trees[i] for i in batch], [nodes[i] for i in batch], rows)
+                found = token_tree.node_logits(
+                    self.model, [trees[i] for i in batch], [nodes[i] for i in batch], rows
+                )
             yield from zip(batch, found, strict=True)
 
 
@@ -205,5 +218,7 @@ def prefix_tree(
     """
     builder = TreeBuilder()
     root = builder.path(-1, prompt_ids)[-1]
-    nodes = [np.asarray([root, *builder.path(root, sequence)], dtype=np.int64) for sequence in sequences]
+    nodes = [
+        np.asarray([root, *builder.path(root, sequence)], dtype=np.int64) for sequence in sequences
+    ]
     return builder.build(), nodes

@@ -59,7 +59,9 @@ class LegalMoves:
                 "Choose 0 <= min_tokens <= max_tokens.",
             )
         if len(np.unique(self.alphabet)) != len(self.alphabet) or len(self.alphabet) == 0:
-            raise UserError("The alphabet is empty or lists a token twice.", "List each token once.")
+            raise UserError(
+                "The alphabet is empty or lists a token twice.", "List each token once."
+            )
         if self.stop in self.alphabet:
             raise UserError(
                 f"The terminator (token id {self.stop}) is also in the alphabet.",
@@ -151,9 +153,13 @@ class LegalMoves:
         for position, token in enumerate(tokens):
             column = self.columns.get(int(token))
             if column is None or column == len(self.alphabet):
-                raise ValueError(f"token id {int(token)} at position {position} is not in the alphabet")
+                raise ValueError(
+                    f"token id {int(token)} at position {position} is not in the alphabet"
+                )
             if not self.row(position, state)[column]:
-                raise ValueError(f"token id {int(token)} at position {position} is not a legal move")
+                raise ValueError(
+                    f"token id {int(token)} at position {position} is not a legal move"
+                )
             state = int(self.next_state[state, column])
             states.append(state)
         return states
@@ -168,9 +174,7 @@ class LegalMoves:
 
     def count(self) -> int:
         """Number of complete Z (exact, arbitrary precision)."""
-        alive = [
-            [int(t) for t in row if t != DEAD] for row in self.next_state
-        ]
+        alive = [[int(t) for t in row if t != DEAD] for row in self.next_state]
         paths = [0] * len(self.accepting)
         for length in range(self.max_tokens, -1, -1):
             here = []

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from posteriori import templates
 from posteriori.config import RewardTerm
 from posteriori.errors import RewardError
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
-from posteriori import templates
 from posteriori.seams import Prompt, Reward
 from posteriori.tree import TokenTree, TreeBuilder
 
@@ -210,7 +210,11 @@ class FactorReward:
 
 
 def checked_log_reward(
-    reward: Reward, problem: str, prompt: Prompt, moves: LegalMoves, sequences: Sequence[Sequence[int]]
+    reward: Reward,
+    problem: str,
+    prompt: Prompt,
+    moves: LegalMoves,
+    sequences: Sequence[Sequence[int]],
 ) -> list[FloatArray]:
     """``reward.log_reward`` with its contract verified.
 

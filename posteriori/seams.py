@@ -42,7 +42,9 @@ class Reward(Protocol):
     version: int
     """Changes when the same Z would be scored differently (after an M step)."""
 
-    def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+    def log_reward(
+        self, prompt: Prompt, sequences: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float64]]:
         """Score every prefix of every sequence.
 
         Args:
@@ -247,6 +249,10 @@ class Buffer(Protocol):
 
     def set_learner_version(self, version: int) -> None:
         """Tell the buffer the learner's newest published version, for the staleness bound."""
+        ...
+
+    def drop_reward_versions_below(self, version: int) -> int:
+        """Remove trajectories whose rewards are void since an M step; return how many."""
         ...
 
     def stats(self) -> BufferStats:

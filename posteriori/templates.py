@@ -46,7 +46,9 @@ def check(template: str, known: Iterable[str], where: str) -> None:
             f"Known fields: {', '.join(sorted(known))}.",
         )
     if template.count("{z}") > 1:
-        raise UserError(f"{where}: template {template!r} holds {{z}} twice.", "Use {z} once in a term.")
+        raise UserError(
+            f"{where}: template {template!r} holds {{z}} twice.", "Use {z} once in a term."
+        )
     if "{stop}" in template and not template.endswith("{z}{stop}"):
         raise UserError(
             f"{where}: in template {template!r} {{stop}} does not end `{{z}}{{stop}}`.",

@@ -79,7 +79,13 @@ class Trajectory:
             CorruptPayload: names the producer and the first thing that is wrong.
         """
         n = len(self.tokens)
-        lengths = {"action": n, "log_q": n, "log_q_stop": n + 1, "log_reward": n + 1, "stop_legal": n + 1}
+        lengths = {
+            "action": n,
+            "log_q": n,
+            "log_q_stop": n + 1,
+            "log_reward": n + 1,
+            "stop_legal": n + 1,
+        }
         for name, expected in lengths.items():
             shape = getattr(self, name).shape
             if shape != (expected,):
@@ -132,7 +138,9 @@ def decode(payload: bytes) -> Trajectory:
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as cause:
         raise CorruptPayload(f"Not a trajectory: {cause}.", fix) from cause
     if version != WIRE_VERSION or len(rest) != len(_SCALARS) + len(_DTYPES):
-        raise CorruptPayload(f"Trajectory of wire version {version!r}, expected {WIRE_VERSION}.", fix)
+        raise CorruptPayload(
+            f"Trajectory of wire version {version!r}, expected {WIRE_VERSION}.", fix
+        )
     values = dict(zip(_SCALARS, rest, strict=False))
     for (name, dtype), raw in zip(_DTYPES.items(), rest[len(_SCALARS) :], strict=True):
         if not isinstance(raw, bytes) or len(raw) % dtype.itemsize:

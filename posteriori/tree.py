@@ -110,7 +110,9 @@ class TreeBuilder:
         )
 
 
-def _attention(trees: Sequence[TokenTree], size: int, window: int | None, model: Any) -> torch.Tensor:
+def _attention(
+    trees: Sequence[TokenTree], size: int, window: int | None, model: Any
+) -> torch.Tensor:
     """Additive mask [B, 1, N, N]; padding nodes attend to themselves so that no softmax is empty."""
     mask = np.zeros((len(trees), size, size), dtype=np.bool_)
     for row, tree in enumerate(trees):
@@ -181,7 +183,9 @@ def node_logits(
     if bias is not None and columns is not None:
         bias = bias[columns.to(bias.device)]
     return [
-        torch.nn.functional.linear(hidden[row, torch.as_tensor(wanted, device=hidden.device)], weight, bias).float()
+        torch.nn.functional.linear(
+            hidden[row, torch.as_tensor(wanted, device=hidden.device)], weight, bias
+        ).float()
         for row, wanted in enumerate(nodes)
     ]
 
@@ -210,7 +214,9 @@ def edge_log_probs(model: Any, trees: Sequence[TokenTree]) -> list[NDArray[np.fl
             logits = head(hidden[row, rows]).float()
             log_z = torch.logsumexp(logits, dim=-1)
             here = children[(place >= start) & (place < stop)]
-            local = torch.from_numpy(place[(place >= start) & (place < stop)] - start).to(hidden.device)
+            local = torch.from_numpy(place[(place >= start) & (place < stop)] - start).to(
+                hidden.device
+            )
             picked = logits[local, torch.from_numpy(tree.tokens[here]).to(hidden.device)]
             scores[here] = (picked - log_z[local]).double().cpu().numpy()
         results.append(scores)

@@ -10,13 +10,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from posteriori.lm import LanguageModel  # noqa: E402
-from tests.tiny import write_tiny_lm  # noqa: E402
+from posteriori.lm import LanguageModel
+from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 

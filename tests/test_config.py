@@ -20,10 +20,10 @@ def test_the_resolved_file_is_the_same_run() -> None:
     assert parse(yaml.safe_load(dump(config))) == config
 
 
-
-
 def test_every_shipped_run_file_loads() -> None:
-    files = sorted(Path("posteriori").rglob("*.yaml")) + sorted(Path("experiments").rglob("run*.yaml"))
+    files = sorted(Path("posteriori").rglob("*.yaml")) + sorted(
+        Path("experiments").rglob("run*.yaml")
+    )
     assert files
     for file in files:
         load(file)
@@ -39,8 +39,14 @@ def test_every_shipped_run_file_loads() -> None:
             {"problems": [{**PROBLEM, "kind": "product", "terms": [{"tarjet": "{z}"}]}]},
             "tarjet.*`target`",
         ),
-        ({"problems": [{**PROBLEM, "min_tokens": 4}]}, r"min_tokens \(4\) is greater than max_tokens \(3\)"),
-        ({"learner": {"lora_rank": 12}}, "lora_rank 12 cannot be served.*nearest rank it serves is 8"),
+        (
+            {"problems": [{**PROBLEM, "min_tokens": 4}]},
+            r"min_tokens \(4\) is greater than max_tokens \(3\)",
+        ),
+        (
+            {"learner": {"lora_rank": 12}},
+            "lora_rank 12 cannot be served.*nearest rank it serves is 8",
+        ),
         ({"learner": {"reward_temperature_start": 2.0}}, "needs anneal_steps"),
         (
             {"learner": {"steps": 10, "anneal_steps": 6, "reward_temperature_start": 2.0}},
@@ -70,5 +76,3 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     broken.write_text("just a string")
     with pytest.raises(UserError, match="not a mapping"):
         load(broken)
-
-

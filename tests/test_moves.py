@@ -39,7 +39,9 @@ def walked(moves: LegalMoves) -> set[tuple[int, ...]]:
 
 @pytest.mark.parametrize("minimum, maximum", [(0, 4), (1, 3), (3, 3)])
 @pytest.mark.parametrize("pattern", ["a*b", "(ab|c)*", ".*c.*", "[abc]*", "a?b?c?", "[^b]*"])
-def test_legal_paths_are_exactly_the_matching_strings(pattern: str, minimum: int, maximum: int) -> None:
+def test_legal_paths_are_exactly_the_matching_strings(
+    pattern: str, minimum: int, maximum: int
+) -> None:
     expected = {
         tuple(IDS[LETTERS.index(letter)] for letter in letters)
         for n in range(minimum, maximum + 1)

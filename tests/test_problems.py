@@ -30,7 +30,9 @@ def build(lm: LanguageModel, **settings: Any) -> Problem:
 
 def test_prompts_from_a_file(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text("\n".join(json.dumps({"x": x, "id": f"p-{x.strip()}"}) for x in (" cat", " dog")))
+    file.write_text(
+        "\n".join(json.dumps({"x": x, "id": f"p-{x.strip()}"}) for x in (" cat", " dog"))
+    )
     problem = build(tiny_lm, prompts=str(file))
     assert [prompt.id for prompt in problem.prompts] == ["p-cat", "p-dog"]
     assert problem.policy_ids(problem.prompts[1]) == tiny_lm.context(" dog")
@@ -38,9 +40,15 @@ def test_prompts_from_a_file(tiny_lm: LanguageModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content, message",
-    [("{bad", "line 1 is not JSON"), ('{"x": 1}', "not an object of strings"), ("\n", "no prompts")],
+    [
+        ("{bad", "line 1 is not JSON"),
+        ('{"x": 1}', "not an object of strings"),
+        ("\n", "no prompts"),
+    ],
 )
-def test_malformed_prompt_files(tiny_lm: LanguageModel, tmp_path: Path, content: str, message: str) -> None:
+def test_malformed_prompt_files(
+    tiny_lm: LanguageModel, tmp_path: Path, content: str, message: str
+) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text(content)
     with pytest.raises(UserError, match=message):
@@ -57,7 +65,10 @@ def test_malformed_prompt_files(tiny_lm: LanguageModel, tmp_path: Path, content:
         ({"policy_prompt": "{q}"}, r"uses \{q\}"),
         ({"policy_prompt": "{x}{z}"}, r"policy_prompt holds \{z\}"),
         ({"kind": "infilling"}, r"uses \{y\}"),
-        ({"kind": "product", "terms": [{"target": "{z}", "context": "{x}{z}"}]}, "both context and target"),
+        (
+            {"kind": "product", "terms": [{"target": "{z}", "context": "{x}{z}"}]},
+            "both context and target",
+        ),
         ({"kind": "product", "terms": [{"target": "{z}{stop} and"}]}, r"\{stop\} does not end"),
         ({"kind": "constrained", "constraint": {"regex": "("}}, "cannot be read"),
         ({"kind": "constrained", "constraint": {"regex": " fish"}}, "log Z = -inf"),

@@ -46,19 +46,31 @@ def test_tempered_scores_z_and_stop(tiny_lm: LanguageModel) -> None:
     built = problem(tiny_lm, temperature=0.5)
     stop = built.moves(built.prompts[0]).stop
     context = tiny_lm.context(" the big")
-    for z, scores in zip(sequences(tiny_lm), built.reward.log_reward(built.prompts[0], sequences(tiny_lm)), strict=True):
+    for z, scores in zip(
+        sequences(tiny_lm),
+        built.reward.log_reward(built.prompts[0], sequences(tiny_lm)),
+        strict=True,
+    ):
         assert scores[0] == -math.inf  # min_tokens is 1
         for prefix in range(1, len(z) + 1):
-            assert scores[prefix] == pytest.approx(2 * naive(tiny_lm, context, z[:prefix] + [stop]), rel=1e-5)
+            assert scores[prefix] == pytest.approx(
+                2 * naive(tiny_lm, context, [*z[:prefix], stop]), rel=1e-5
+            )
 
 
 def test_infilling_scores_y_behind_every_prefix(tiny_lm: LanguageModel) -> None:
     built = problem(tiny_lm, kind="infilling", min_tokens=0)
     context, y = tiny_lm.context(" the big"), tiny_lm.encode(" then the bird ate.")
     assert len(y) > 3
-    for z, scores in zip(sequences(tiny_lm), built.reward.log_reward(built.prompts[0], sequences(tiny_lm)), strict=True):
+    for z, scores in zip(
+        sequences(tiny_lm),
+        built.reward.log_reward(built.prompts[0], sequences(tiny_lm)),
+        strict=True,
+    ):
         for prefix in range(len(z) + 1):
-            assert scores[prefix] == pytest.approx(naive(tiny_lm, context, z[:prefix] + y), rel=1e-5)
+            assert scores[prefix] == pytest.approx(
+                naive(tiny_lm, context, z[:prefix] + y), rel=1e-5
+            )
 
 
 def test_product_of_contrast_and_answer(tiny_lm: LanguageModel) -> None:
@@ -71,7 +83,11 @@ def test_product_of_contrast_and_answer(tiny_lm: LanguageModel) -> None:
     built = problem(tiny_lm, kind="product", terms=terms)
     encode, context = tiny_lm.encode, tiny_lm.context
     y = encode(" then the bird ate.")
-    for z, scores in zip(sequences(tiny_lm), built.reward.log_reward(built.prompts[0], sequences(tiny_lm)), strict=True):
+    for z, scores in zip(
+        sequences(tiny_lm),
+        built.reward.log_reward(built.prompts[0], sequences(tiny_lm)),
+        strict=True,
+    ):
         for prefix in range(1, len(z) + 1):
             part = z[:prefix]
             expected = (
@@ -112,7 +128,10 @@ def test_factor_has_a_finite_floor(tiny_lm: LanguageModel) -> None:
     built = problem(tiny_lm)
     prompt = built.prompts[0]
     factor = FactorReward(
-        built.reward, lambda _, text, __: 0.0 if "cat" in text else -math.inf, built.text, floor=-7.0
+        built.reward,
+        lambda _, text, __: 0.0 if "cat" in text else -math.inf,
+        built.text,
+        floor=-7.0,
     )
     dog, cat = tiny_lm.one_token(" dog", ""), tiny_lm.one_token(" cat", "")
     (plain,) = built.reward.log_reward(prompt, [[dog, cat]])

@@ -66,7 +66,10 @@ def test_truncated_or_changed_bytes_never_crash(data: st.DataObject) -> None:
     [
         ({"log_q": np.full(5, np.nan, np.float32)}, "actor-1.*NaN"),
         ({"log_reward": np.full(6, -np.inf, np.float32)}, "actor-1.*log R"),
-        ({"log_q_stop": np.zeros(5, np.float32)}, r"actor-1.*log_q_stop has shape \(5,\), expected \(6,\)"),
+        (
+            {"log_q_stop": np.zeros(5, np.float32)},
+            r"actor-1.*log_q_stop has shape \(5,\), expected \(6,\)",
+        ),
         ({"stop_legal": np.zeros(6, np.bool_)}, "actor-1.*stopping is illegal"),
     ],
 )

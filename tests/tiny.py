@@ -8,15 +8,46 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = (
-    "the a cat dog bird fish sat ran slept ate on in under mat tree house and then happy sad big small"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "sat",
+    "ran",
+    "slept",
+    "ate",
+    "on",
+    "in",
+    "under",
+    "mat",
+    "tree",
+    "house",
+    "and",
+    "then",
+    "happy",
+    "sad",
+    "big",
+    "small",
+]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Words with their leading space are single tokens; so are letters and `.`."""
-    pieces = ["<|bos|>", "<|eos|>", "<|unk|>", *(f"Ġ{word}" for word in WORDS), *"abcdefghijklmnop", ".", "Ġ"]
-    raw = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<|unk|>"))
+    pieces = [
+        "<|bos|>",
+        "<|eos|>",
+        "<|unk|>",
+        *(f"Ġ{word}" for word in WORDS),
+        *"abcdefghijklmnop",
+        ".",
+        "Ġ",
+    ]
+    raw = Tokenizer(
+        models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<|unk|>")
+    )
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(r"\.", "isolated")]
     )

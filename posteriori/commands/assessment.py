@@ -187,7 +187,13 @@ class WeightCheck:
 
 
 def check_weights(
-    case: Case, engine: Engine, sampler: LanguageModel, *, adapter_version: int, draws: int, seed: int
+    case: Case,
+    engine: Engine,
+    sampler: LanguageModel,
+    *,
+    adapter_version: int,
+    draws: int,
+    seed: int,
 ) -> WeightCheck:
     """Estimate the marginals of one posterior from draws of a sampler that is still far from it."""
     samples = draw(

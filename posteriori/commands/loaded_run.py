@@ -36,7 +36,8 @@ class LoadedRun:
         config = directory.load()
         if not directory.adapter.exists():
             raise UserError(
-                f"{directory.path} has no adapter yet.", "Train it first, or continue it with --resume."
+                f"{directory.path} has no adapter yet.",
+                "Train it first, or continue it with --resume.",
             )
         base = LanguageModel.load(config.model, dtype=config.dtype)
         return cls(directory, config, base, build_problems(config, base))

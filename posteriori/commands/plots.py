@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from posteriori.oracle.cases import Case
 
 mpl.use("Agg")  # no display on a server
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 BASE, POLICY, EXACT = "#9a9a9a", "#1f6feb", "#d9480f"
 
@@ -41,7 +41,9 @@ def curves(history: Sequence[Mapping[str, float]], file: Path) -> None:
     loss.plot(*series(history, "loss"), color=POLICY, linewidth=1)
     loss.set_yscale("log")
     _style(loss, "Loss", "learner step", "loss, nats²")
-    names = sorted({key.split("/", 1)[1] for row in history for key in row if key.startswith("tv/")})
+    names = sorted(
+        {key.split("/", 1)[1] for row in history for key in row if key.startswith("tv/")}
+    )
     colours = plt.get_cmap("tab10")
     for number, name in enumerate(names):
         colour = colours(number % 10)
@@ -74,7 +76,14 @@ def posterior(
     )
     for log_q, colour, label in ((log_q_base, BASE, "base LM"), (log_q_policy, POLICY, "policy")):
         scatter.scatter(
-            exact.log_sigma, log_q, s=5, alpha=0.35, color=colour, label=label, linewidths=0, rasterized=True
+            exact.log_sigma,
+            log_q,
+            s=5,
+            alpha=0.35,
+            color=colour,
+            label=label,
+            linewidths=0,
+            rasterized=True,
         )
     low, high = float(exact.log_sigma.min()), float(exact.log_sigma.max())
     scatter.plot([low, high], [low, high], color=EXACT, linewidth=1, label="q = σ")

@@ -9,7 +9,14 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -83,17 +90,29 @@ class ProgressView:
             self._line(f"step {int(row['step'])} {loss} {distances}")
 
     def _line(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._began:6.1f} s] {text}", highlight=False, markup=False)
+        self._console.print(
+            f"[{time.monotonic() - self._began:6.1f} s] {text}", highlight=False, markup=False
+        )
 
     def _render(self) -> Group:
         if not self._latest:
             return Group(Text(f"{self._waiting} …"), self._progress)
         table = Table.grid(padding=(0, 2))
         table.add_row(
-            "loss", self._value("loss", ".4g"), "staleness", self._value("staleness", ".2f"), "actors", self._actors
+            "loss",
+            self._value("loss", ".4g"),
+            "staleness",
+            self._value("staleness", ".2f"),
+            "actors",
+            self._actors,
         )
         table.add_row(
-            "grad norm", self._value("gradient_norm", ".3g"), "ESS/K", self._value("ess", ".3f"), "buffer", self._buffer
+            "grad norm",
+            self._value("gradient_norm", ".3g"),
+            "ESS/K",
+            self._value("ess", ".3f"),
+            "buffer",
+            self._buffer,
         )
         for name in self._cases:
             table.add_row(

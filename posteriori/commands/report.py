@@ -101,7 +101,18 @@ def _file_name(case: Case) -> str:
 
 def fidelity_table(assessments: Sequence[Assessment]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one for each X and sampler, exact where known."""
-    header = ["X", "sampler", "TV", "KL(σ‖q)", "KL(q‖σ)", "ESS/N exact", "ESS/N drawn", "log Ẑ ± se", "log Z", "k̂"]
+    header = [
+        "X",
+        "sampler",
+        "TV",
+        "KL(σ‖q)",
+        "KL(q‖σ)",
+        "ESS/N exact",
+        "ESS/N drawn",
+        "log Ẑ ± se",
+        "log Z",
+        "k̂",
+    ]
     rows = []
     for item in assessments:
         for sampler, drawn, exact in (
@@ -131,7 +142,9 @@ def _fidelity_cells(exact: Fidelity | None) -> list[str]:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "⏎") for cell in cells) + " |"
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "⏎") for cell in cells) + " |"
+        )
 
     return [line(header), line(["---"] * len(header)), *(line(row) for row in rows), ""]
 
@@ -181,7 +194,9 @@ def _markdown(
     went.append(["rollout actors replaced", str(summary.restarts)])
     if summary.mismatch_max is not None and summary.mismatch_mean is not None:
         went.append(["|Δ log q| engine − learner per token, mean", f"{summary.mismatch_mean:.2e}"])
-        went.append(["|Δ log q| engine − learner per token, maximum", f"{summary.mismatch_max:.2e}"])
+        went.append(
+            ["|Δ log q| engine − learner per token, maximum", f"{summary.mismatch_max:.2e}"]
+        )
     went += [[name, f"{value:,.6g}"] for name, value in summary.counters.items()]
     lines += _table(["", ""], went)
     lines += ["## Where", "", *_table(["", ""], [[key, value] for key, value in machine().items()])]
@@ -216,7 +231,12 @@ def _case_section(item: Assessment) -> list[str]:
         lines += _table(
             ["Z", "σ", "q", "σ log(σ/q)"],
             [
-                [f"`{row['text']}`", f"{row['sigma']:.4f}", f"{row['q']:.4f}", f"{row['contribution']:+.4f}"]
+                [
+                    f"`{row['text']}`",
+                    f"{row['sigma']:.4f}",
+                    f"{row['q']:.4f}",
+                    f"{row['contribution']:+.4f}",
+                ]
                 for row in item.exact.worst
             ],
         )

@@ -74,7 +74,8 @@ class RunDirectory:
             temporary.rename(self.config_file)
         except OSError as cause:
             raise UserError(
-                f"Cannot write {self.path}: {cause.strerror}.", "Free space or choose another output_directory."
+                f"Cannot write {self.path}: {cause.strerror}.",
+                "Free space or choose another output_directory.",
             ) from cause
 
     def load(self) -> RunConfig:
@@ -85,7 +86,8 @@ class RunDirectory:
         """
         if not self.config_file.exists():
             raise UserError(
-                f"No run at {self.path}.", "Give the run's directory, such as runs/NAME, or train it first."
+                f"No run at {self.path}.",
+                "Give the run's directory, such as runs/NAME, or train it first.",
             )
         return run_file.parse(
             yaml.safe_load(self.config_file.read_text(encoding="utf-8")), str(self.config_file)

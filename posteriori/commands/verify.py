@@ -8,7 +8,9 @@ from posteriori.commands.run_directory import RunDirectory
 from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, exact_cases
 
 
-def verify(directory: RunDirectory, draws: int, engine_kind: str | None, seed: int) -> list[Assessment]:
+def verify(
+    directory: RunDirectory, draws: int, engine_kind: str | None, seed: int
+) -> list[Assessment]:
     """Enumerate the posteriors anew and assess base LM and policy.
 
     Raises:

@@ -72,7 +72,9 @@ def exact_cases(
     cases = []
     for problem, prompt in enumerable(problems, max_strings):
         moves = problem.moves(prompt)
-        file = directory / f"{problem.name}-{problem.prompts.index(prompt)}.npy" if directory else None
+        file = (
+            directory / f"{problem.name}-{problem.prompts.index(prompt)}.npy" if directory else None
+        )
         if file is not None and file.exists():
             exact = ExactPosterior(StringTree.of(moves, max_strings), np.load(file))
         else:

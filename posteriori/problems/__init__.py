@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from posteriori import templates
 from posteriori.config import ProblemConfig, RewardTerm, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
-from posteriori import templates
 from posteriori.problems import automata, constrained, infilling, product, tempered
 from posteriori.problems.problem import Problem
 from posteriori.rewards import ProductReward
@@ -41,7 +41,9 @@ def build_problems(config: RunConfig, lm: LanguageModel) -> list[Problem]:
         if name is None or name == lm.name:
             return lm
         if name not in reward_models:
-            reward_models[name] = LanguageModel.load(name, dtype=config.dtype, device=str(lm.model.device))
+            reward_models[name] = LanguageModel.load(
+                name, dtype=config.dtype, device=str(lm.model.device)
+            )
         return reward_models[name]
 
     return [build_problem(problem, lm, load) for problem in config.problems]
@@ -71,12 +73,16 @@ def build_problem(
         where = f"Problem {config.name!r}, prompt {prompt.id!r}"
         templates.check(config.policy_prompt, set(prompt.fields), where)
         if "z" in templates.fields(config.policy_prompt):
-            raise UserError(f"{where}: policy_prompt holds {{z}}.", "The policy samples Z behind its prompt.")
+            raise UserError(
+                f"{where}: policy_prompt holds {{z}}.", "The policy samples Z behind its prompt."
+            )
         for term in terms:
             templates.check(term.context, set(prompt.fields), where)
             templates.check(term.target, set(prompt.fields), where)
             if ("{z}" in term.context) and ("{z}" in term.target):
-                raise UserError(f"{where}: {{z}} is in both context and target.", "Use {z} once in a term.")
+                raise UserError(
+                    f"{where}: {{z}} is in both context and target.", "Use {z} once in a term."
+                )
     models = [load(term.model) if load else lm for term in terms]
     for model in models:
         if model is not lm and model.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
@@ -128,13 +134,17 @@ def _read_prompts(config: ProblemConfig) -> list[Prompt]:
     else:
         rows = config.prompts
     if not rows:
-        raise UserError(f"Problem {config.name!r} has no prompts.", "Give at least one, such as {x: Once}.")
+        raise UserError(
+            f"Problem {config.name!r} has no prompts.", "Give at least one, such as {x: Once}."
+        )
     prompts = []
     for index, row in enumerate(rows):
         identity = row.get("id", str(index))
         prompts.append(Prompt(identity, {key: value for key, value in row.items() if key != "id"}))
     if len({prompt.id for prompt in prompts}) != len(prompts):
-        raise UserError(f"Problem {config.name!r}: two prompts have the same id.", "Give each its own id.")
+        raise UserError(
+            f"Problem {config.name!r}: two prompts have the same id.", "Give each its own id."
+        )
     return prompts
 
 
@@ -143,7 +153,9 @@ def _read_lines(path: Path) -> list[dict[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as cause:
-        raise UserError(f"Cannot read prompts from {path}: {cause.strerror}.", "Check the path.") from cause
+        raise UserError(
+            f"Cannot read prompts from {path}: {cause.strerror}.", "Check the path."
+        ) from cause
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -151,7 +163,9 @@ def _read_lines(path: Path) -> list[dict[str, str]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as cause:
-            raise UserError(f"{path}, line {number} is not JSON: {cause.msg}.", "Mend the line.") from cause
+            raise UserError(
+                f"{path}, line {number} is not JSON: {cause.msg}.", "Mend the line."
+            ) from cause
         if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
             raise UserError(
                 f"{path}, line {number} is not an object of strings.",
@@ -168,7 +182,8 @@ def _legal_moves(config: ProblemConfig, lm: LanguageModel) -> LegalMoves:
         stop = int(lm.tokenizer.eos_token_id)
     else:
         raise UserError(
-            f"{lm.name} has no end-of-sequence token.", "Name the terminator with `stop`, such as '.'."
+            f"{lm.name} has no end-of-sequence token.",
+            "Name the terminator with `stop`, such as '.'.",
         )
     if config.alphabet == "vocabulary":
         alphabet = [i for i in range(lm.vocabulary_size) if i != stop and i not in lm.special_ids]

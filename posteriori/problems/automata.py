@@ -80,6 +80,8 @@ def containing(required: Sequence[int], alphabet: Sequence[int]) -> Automaton:
         )
     bit = {token: 1 << place for place, token in enumerate(required)}
     states = np.arange(1 << len(required))
-    next_state = np.stack([states | bit.get(token, 0) for token in alphabet], axis=1).astype(np.int64)
+    next_state = np.stack([states | bit.get(token, 0) for token in alphabet], axis=1).astype(
+        np.int64
+    )
     accepting = states == states[-1]
     return next_state, accepting

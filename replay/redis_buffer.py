@@ -55,6 +55,7 @@ class RedisBuffer:
         self._insert = load_script(client, "common", "insert")
         self._draw = load_script(client, "common", "draw")
         self._discard = load_script(client, "common", "discard")
+        self._stats = load_script(client, "common", "stats")
         self._drop_rewards = load_script(client, "common", "drop_rewards")
 
     def insert(self, trajectories: Sequence[Trajectory]) -> InsertReceipt:
@@ -161,26 +162,22 @@ class RedisBuffer:
     def stats(self) -> BufferStats:
         """Counters since the run began; they survive a restart of the server."""
         with storage_errors(self._client):
-            pipeline = self._client.pipeline(transaction=True)
-            pipeline.hgetall(f"{self._namespace}:counters")
-            pipeline.zcard(f"{self._namespace}:age")
-            pipeline.zcard(f"{self._namespace}:prompts")
-            pipeline.zrevrange(f"{self._namespace}:age", 0, 0, withscores=True)
-            raw, trajectories, prompts, newest = pipeline.execute()
-        counters = {name.decode(): int(value) for name, value in raw.items()}
+            flow_and_counters = self._stats(keys=[self._namespace])
+        flow = Flow(*flow_and_counters[:5])
+        prompts, held_bytes, inserted, merged, dropped, evicted, corrupt = flow_and_counters[5:]
         return BufferStats(
-            trajectories=trajectories,
+            trajectories=flow.stored,
             prompts=prompts,
-            payload_bytes=counters.get("held_bytes", 0),
+            payload_bytes=held_bytes,
             capacity_bytes=self.config.capacity_bytes,
-            inserted=counters.get("inserted", 0),
-            merged=counters.get("merged", 0),
-            dropped=counters.get("dropped", 0),
-            evicted=counters.get("evicted", 0),
-            drawn=counters.get("drawn", 0),
-            newest_version=int(newest[0][1]) >> 32 if newest else 0,
-            learner_version=counters.get("learner_version", 0),
-            corrupt=counters.get("corrupt", 0),
+            inserted=inserted,
+            merged=merged,
+            dropped=dropped,
+            evicted=evicted,
+            drawn=flow.drawn,
+            newest_version=flow.newest_version,
+            learner_version=flow.learner_version,
+            corrupt=corrupt,
         )
 
     def _insert_within(

@@ -112,7 +112,8 @@ class RunRegistry:
     def components(self) -> dict[str, Component]:
         """Every component that ever beat and was not forgotten, by name."""
         with storage_errors(self._client):
-            pipeline = self._client.pipeline(transaction=True)
+            # No transaction: Redis refuses even those that only read when its memory is full.
+            pipeline = self._client.pipeline(transaction=False)
             pipeline.time()
             pipeline.hgetall(self._key("beats"))
             pipeline.hgetall(self._key("components"))
@@ -121,12 +122,13 @@ class RunRegistry:
         return {
             name.decode(): Component(max(0.0, now - float(beats[name])), msgpack.unpackb(state))
             for name, state in sorted(states.items())
+            if name in beats  # else it came between the two reads
         }
 
     def forget(self, component: str) -> None:
         """Remove a component that left on purpose."""
         with storage_errors(self._client):
-            pipeline = self._client.pipeline(transaction=True)
+            pipeline = self._client.pipeline(transaction=False)
             pipeline.hdel(self._key("beats"), component)
             pipeline.hdel(self._key("components"), component)
             pipeline.execute()

@@ -133,25 +133,11 @@ class EmbeddedServer:
         if self.alive:
             return self.url
         self._acquire()
-        self._stop_orphan()
-        if self._socket_directory is None:
-            self._socket_directory = _socket_directory()
-        socket_path = self._socket_directory / "redis.sock"
-        socket_path.unlink(missing_ok=True)
-        self._pointer_path.write_text(self.url)
-        log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        self._supervisor = subprocess.Popen(
-            ["/bin/sh", "-c", SUPERVISE, "redis-supervisor", *self._command(socket_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            # Python ignores SIGXFSZ and the server inherits that: a file-size limit is then a
-            # failed write, which Redis reports, and not its death.
-            restore_signals=False,
-            cwd=self.directory,
-        )
-        self._wait_until_ready(log_start)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
         return self.url
 
     def stop(self) -> None:
@@ -194,6 +180,29 @@ class EmbeddedServer:
     @property
     def _pid_path(self) -> Path:
         return self.directory / "redis.pid"
+
+    def _start(self) -> None:
+        if self._supervisor is not None and self._supervisor.stdin is not None:
+            self._supervisor.stdin.close()
+        self._stop_orphan()
+        if self._socket_directory is None:
+            self._socket_directory = _socket_directory()
+        socket_path = self._socket_directory / "redis.sock"
+        socket_path.unlink(missing_ok=True)
+        self._pointer_path.write_text(self.url)
+        log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._supervisor = subprocess.Popen(
+            ["/bin/sh", "-c", SUPERVISE, "redis-supervisor", *self._command(socket_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            # Python ignores SIGXFSZ and the server inherits that: a file-size limit is then a
+            # failed write, which Redis reports, and not its death.
+            restore_signals=False,
+            cwd=self.directory,
+        )
+        self._wait_until_ready(log_start)
 
     def _command(self, socket_path: Path) -> list[str]:
         settings = {
@@ -271,7 +280,6 @@ class EmbeddedServer:
                 return
         log = self.log_path.read_bytes()[log_start:].decode(errors="replace")
         tail = " | ".join(log.strip().splitlines()[-5:])
-        self.stop()
         if "Bad file format" in log:
             raise UserError(
                 f"The append-only file in {self.directory} is damaged: {tail}",

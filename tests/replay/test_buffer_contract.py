@@ -153,7 +153,9 @@ class TestBounds:
         buffer.insert([trajectory([1], version=2), trajectory([2], version=1)])
         receipt = buffer.insert([trajectory([3], version=3), trajectory([9], prompt="y")])
         assert (receipt.inserted, receipt.evicted) == (2, 1)
-        buffer_tokens = {t for _ in range(20) for g in buffer.draw(2, 2).groups for t in tokens_of(g)}
+        buffer_tokens = {
+            t for _ in range(20) for g in buffer.draw(2, 2).groups for t in tokens_of(g)
+        }
         assert buffer_tokens == {(1,), (3,), (9,)}
 
     def test_bytes_are_bounded_oldest_version_first(self, buffers: Buffers) -> None:
@@ -161,10 +163,7 @@ class TestBounds:
         evicted = inserted = 0
         for version in range(40):
             receipt = buffer.insert(
-                [
-                    trajectory([version, k] * 50, prompt=f"x{k}", version=version)
-                    for k in range(4)
-                ]
+                [trajectory([version, k] * 50, prompt=f"x{k}", version=version) for k in range(4)]
             )
             inserted += receipt.inserted
             evicted += receipt.evicted
@@ -173,7 +172,9 @@ class TestBounds:
         stats = buffer.stats()
         assert evicted > 0
         assert stats.trajectories == inserted - evicted == stats.inserted - stats.evicted
-        versions = {t.adapter_version for _ in range(50) for g in buffer.draw(4, 4).groups for t in g}
+        versions = {
+            t.adapter_version for _ in range(50) for g in buffer.draw(4, 4).groups for t in g
+        }
         kept = -(-stats.trajectories // 4)
         assert versions == set(range(40 - kept, 40))
 
@@ -187,7 +188,7 @@ class TestBounds:
 
     def test_what_can_never_fit_is_refused_at_once(self, buffers: Buffers) -> None:
         buffer = buffers(config(capacity_bytes=2**16))
-        with pytest.raises(StorageFull, match="replay.capacity_bytes"):
+        with pytest.raises(StorageFull, match=r"replay\.capacity_bytes"):
             buffer.insert([trajectory([i] * 1000) for i in range(5)])
         assert buffer.stats().trajectories == 0
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.transformers_engine import TransformersEngine
+from actors.engines import start_engine
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
-from posteriori.lm import LanguageModel, model_path
+from posteriori.lm import LanguageModel
 from posteriori.problems import Problem, build_problems
 from posteriori.seams import Engine
 
@@ -58,22 +59,17 @@ class LoadedRun:
         known = ", ".join(problem.name for problem in self.problems)
         raise UserError(f"The run has no problem {name!r}.", f"Choose among {known}.")
 
-    def engine(self, kind: str | None = None) -> Engine:
-        """An engine with the newest adapter as version ``POLICY_VERSION``."""
-        engine = start_engine(kind or self.config.sampling.engine, self.config)
+    def engine(self, kind: str | None = None, problems: Sequence[Problem] | None = None) -> Engine:
+        """An engine with the newest adapter as version ``POLICY_VERSION``.
+
+        Args:
+            kind: ``vllm`` or ``transformers``; None: the run's.
+            problems: it must be long enough for these; None: the run's.
+        """
+        sampling = self.config.sampling
+        if kind is not None:
+            sampling = sampling.model_copy(update={"engine": kind})
+        config = self.config.model_copy(update={"sampling": sampling})
+        engine = start_engine(config, problems or self.problems, config.seed)
         engine.add_adapter(POLICY_VERSION, self.directory.adapter)
         return engine
-
-
-def start_engine(kind: str, config: RunConfig) -> Engine:
-    """An engine for the run's base model and adapter rank."""
-    if kind == "transformers":
-        return TransformersEngine(model_path(config.model), dtype=config.dtype)
-    from actors.vllm_engine import VllmEngine
-
-    return VllmEngine(
-        model_path(config.model),
-        lora_rank=config.learner.lora_rank,
-        dtype=config.dtype,
-        seed=config.seed,
-    )

@@ -21,8 +21,8 @@ class RunDirectory:
     """Layout of a run's directory.
 
     ``run.yaml`` the resolved run file · ``redis/`` the embedded server's data · ``checkpoints/`` ·
-    ``adapter/`` the newest adapter, a PEFT directory · ``early-adapter/`` the last adapter that was
-    still far from the posterior · ``oracle/`` · ``tensorboard/`` · ``logs/`` · ``report.md``,
+    ``adapter/`` the newest adapter, a PEFT directory · ``early-adapters/`` the last that was still far
+    from each posterior · ``oracle/`` · ``tensorboard/`` · ``logs/`` · ``report.md``,
     ``report.json``, ``plots/``.
     """
 
@@ -40,9 +40,8 @@ class RunDirectory:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
-    @property
-    def early_adapter(self) -> Path:
-        return self.path / "early-adapter"
+    def early_adapter(self, case: str) -> Path:
+        return self.path / "early-adapters" / case.replace("/", "-")
 
     @property
     def oracle(self) -> Path:

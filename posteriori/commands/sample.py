@@ -51,7 +51,7 @@ def sample(
         prompt = problem.prompts[0]
     else:
         prompt = _prompt(problem, prompt_id)
-    engine = run.engine(engine_kind)
+    engine = run.engine(engine_kind, [problem])
     try:
         version = 0 if base else POLICY_VERSION
         samples = draw(engine, problem, prompt, n, adapter_version=version, seed=seed)

@@ -1,0 +1,261 @@
+"""``posteriori train``: start what a run needs, watch it, and end with a report.
+
+Redis (embedded, in the run's directory) ← rollout actors (Ray, vLLM) and learner (Ray, its own
+process). This process only watches: killing it stops the run, and ``--resume`` goes on from the last
+checkpoint with the buffer as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from posteriori import config as run_file
+from posteriori.commands import report as report_writer
+from posteriori.commands.adapters import export
+from posteriori.commands.assessment import WeightCheck, assess, check_weights
+from posteriori.commands.interrupts import Interrupts
+from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
+from posteriori.commands.progress import ProgressView
+from posteriori.commands.report import RunSummary
+from posteriori.commands.run_directory import RunDirectory, find
+from posteriori.commands.watch import Watch
+from posteriori.config import RunConfig
+from posteriori.lm import LanguageModel
+from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, Case, exact_cases
+from posteriori.problems import Problem, build_problems
+from posteriori.seams import BufferStats, Engine
+
+DRAWS = 4096
+WEIGHT_CHECK_DRAWS = 16_384
+LOGICAL_CPUS = 64
+"""On one machine actors and learner share its cores; Ray is told of more, so that it places them all."""
+
+
+def dry_run(config: RunConfig, console: Console) -> None:
+    """Validate everything and print the resolved run file.
+
+    Raises:
+        UserError: whatever would stop the run at its start.
+    """
+    _, problems = _validated(config)
+    console.print(run_file.dump(config), highlight=False, markup=False)
+    for problem in problems:
+        counts = [problem.moves(prompt).count() for prompt in problem.prompts[:PROMPTS_PER_PROBLEM]]
+        oracle = "exact oracle" if max(counts) <= config.oracle_max_strings else "no oracle"
+        console.print(
+            f"# {problem.name}: {len(problem.prompts)} prompts, up to {max(counts):,} legal Z, {oracle}",
+            highlight=False,
+        )
+
+
+def start(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Run a new run to its end; return its JSON report.
+
+    Raises:
+        UserError: the run file cannot work, or a component failed; names the first cause.
+    """
+    lm, problems = _validated(config)
+    directory = RunDirectory(config.directory)
+    directory.create(config)
+    return _run(directory, config, lm, problems, console, resuming=False)
+
+
+def resume(name: str, console: Console) -> dict[str, Any]:
+    """Continue a run from its last checkpoint, with its buffer; raises like ``start``."""
+    directory = find(name)
+    config = directory.load()
+    lm, problems = _validated(config)
+    return _run(directory, config, lm, problems, console, resuming=True)
+
+
+def _validated(config: RunConfig) -> tuple[LanguageModel, list[Problem]]:
+    """Base model and problems, after every check that needs no running component."""
+    from learner.policy import target_modules
+
+    lm = LanguageModel.load(config.model, dtype=config.dtype)
+    problems = build_problems(config, lm)
+    target_modules(lm.model, config.learner.lora_targets)
+    return lm, problems
+
+
+def _run(
+    directory: RunDirectory,
+    config: RunConfig,
+    lm: LanguageModel,
+    problems: list[Problem],
+    console: Console,
+    *,
+    resuming: bool,
+) -> dict[str, Any]:
+    interrupts = Interrupts()
+    with directory.locked(), interrupts.installed():
+        history, summary = _train(directory, config, problems, console, interrupts, resuming)
+        console.print("Training is over; assessing the policy.", highlight=False)
+        report = _assess(directory, config, lm, problems, history, summary)
+    console.print(f"Report: {directory.path / 'report.md'}", highlight=False)
+    return report
+
+
+def _train(
+    directory: RunDirectory,
+    config: RunConfig,
+    problems: list[Problem],
+    console: Console,
+    interrupts: Interrupts,
+    resuming: bool,
+) -> tuple[list[dict[str, float]], RunSummary]:
+    from actors.ray_pool import RayPool
+    from learner.process import LearnerActor
+    from replay.connection import connect
+    from replay.redis_adapters import RedisAdapters
+    from replay.redis_buffer import RedisBuffer
+    from replay.registry import RunRegistry
+
+    began = time.monotonic()
+    with ExitStack() as stack:
+        url = stack.enter_context(_redis_url(config, directory))
+        client = connect(url)
+        registry = RunRegistry(client, config.run)
+        registry.begin()
+        registry.set_desired_actors(config.sampling.actors)
+        adapters = RedisAdapters(client, config.run)
+        buffer = RedisBuffer(client, config.run, config.replay)
+        stack.enter_context(_ray())
+        pool = RayPool(config, url, registry)
+        stack.callback(pool.close)
+        pool.reconcile()  # engines start while the oracle is computed
+        cases = exact_cases(problems, config.oracle_max_strings, directory.oracle)
+        view = ProgressView(console, config.learner.steps, [case.name for case in cases])
+        watch = Watch(
+            config.run, registry, adapters, buffer, pool, directory, stack.enter_context(view)
+        )
+        learner = LearnerActor.remote(
+            config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resuming
+        )
+        watch.follow(learner, interrupts)
+        version = adapters.latest()
+        export(adapters, version, directory.adapter)
+        summary = _summary(config, watch, buffer.stats(), pool.state.restarts, version)
+    return watch.history, RunSummary(
+        **summary, seconds=time.monotonic() - began, stopped_early=interrupts.asked
+    )
+
+
+@contextmanager
+def _redis_url(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
+    """The run's Redis: a server of its own, or the one the run file names."""
+    from replay.server import EmbeddedServer
+
+    replay = config.replay
+    if replay.redis_url != "embedded":
+        yield replay.redis_url
+        return
+    with EmbeddedServer(directory.redis, replay.capacity_bytes, replay.fsync) as server:
+        yield server.url
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """A local Ray that ends with this process, or the cluster that RAY_ADDRESS names."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    resources = {} if address else {"num_cpus": LOGICAL_CPUS}
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        **resources,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _summary(
+    config: RunConfig, watch: Watch, stats: BufferStats, restarts: int, version: int
+) -> dict[str, Any]:
+    last: dict[str, float] = {}
+    for row in watch.history:
+        last.update(row)
+    ratios = [float(row["idle_ratio"]) for row in watch.actors.values() if "idle_ratio" in row]
+    return {
+        "run": config.run,
+        "steps": int(last.get("step", 0)),
+        "adapter_version": version,
+        "idle": {
+            "learner": float(last.get("idle_ratio", 0.0)),
+            "actors": sum(ratios) / len(ratios) if ratios else 0.0,
+        },
+        "restarts": restarts,
+        "mismatch_mean": last.get("log_q_mismatch_mean"),
+        "mismatch_max": last.get("log_q_mismatch_max"),
+        "counters": {
+            "trajectories inserted": stats.inserted,
+            "trajectories merged": stats.merged,
+            "trajectories drawn": stats.drawn,
+            "trajectories evicted": stats.evicted,
+            "trajectories rejected": last.get("rejected", 0.0),
+        },
+    }
+
+
+def _assess(
+    directory: RunDirectory,
+    config: RunConfig,
+    lm: LanguageModel,
+    problems: list[Problem],
+    history: list[dict[str, float]],
+    summary: RunSummary,
+) -> dict[str, Any]:
+    """Measure the newest adapter and write the report."""
+    run = LoadedRun(directory, config, lm, problems)
+    cases = exact_cases(problems, config.oracle_max_strings, directory.oracle)
+    policy = run.policy()
+    # For thousands of draws once, the transformers engine is there sooner than vLLM starts.
+    engine = run.engine("transformers")
+    try:
+        assessments = assess(
+            problems,
+            cases,
+            engine,
+            lm,
+            policy,
+            adapter_version=POLICY_VERSION,
+            draws=DRAWS,
+            prompts_per_problem=PROMPTS_PER_PROBLEM,
+            seed=config.seed,
+        )
+        checks = [_weight_check(run, case, engine) for case in cases]
+    finally:
+        engine.close()
+    return report_writer.write(directory, summary, assessments, checks, history, cases, lm, policy)
+
+
+def _weight_check(run: LoadedRun, case: Case, engine: Engine) -> WeightCheck:
+    """Do weights correct the last adapter that was still far off (the base LM if none was kept)?"""
+    early = run.directory.early_adapter(case.name)
+    version, sampler = 0, run.base
+    if early.exists():
+        version, sampler = POLICY_VERSION + 1, run.policy(early)
+        engine.add_adapter(version, early)
+    try:
+        return check_weights(
+            case,
+            engine,
+            sampler,
+            adapter_version=version,
+            draws=WEIGHT_CHECK_DRAWS,
+            seed=run.config.seed,
+        )
+    finally:
+        if version:
+            engine.remove_adapter(version)

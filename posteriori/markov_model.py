@@ -155,7 +155,9 @@ def fit_policy_base(
         )
     ).train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=max(steps, 2)
+    )
     tokens = 0
     for step in range(steps):
         ids, scored = _samples(table, batch, length, seed * 1_000_003 + step)
@@ -187,13 +189,17 @@ def _shared_config() -> dict[str, Any]:
     }
 
 
-def _samples(table: MarkovTable, n: int, length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _samples(
+    table: MarkovTable, n: int, length: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [n, w + length], and which predictions count, bool [n, w + length − 1]."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(0, len(WORDS), (n, table.window))
     drawn = table.sample(prompts, length, int(rng.integers(2**62)))
     stopped_before = np.cumsum(drawn == len(WORDS), axis=1) - (drawn == len(WORDS)) > 0
-    scored = np.concatenate([np.zeros((n, table.window - 1), dtype=np.bool_), ~stopped_before], axis=1)
+    scored = np.concatenate(
+        [np.zeros((n, table.window - 1), dtype=np.bool_), ~stopped_before], axis=1
+    )
     return torch.from_numpy(np.concatenate([prompts, drawn], axis=1)), torch.from_numpy(scored)
 
 
@@ -210,7 +216,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()
-    reward_lm = LanguageModel.load(str(write_markov_lm(arguments.directory / "reward-lm", arguments.seed)))
+    reward_lm = LanguageModel.load(
+        str(write_markov_lm(arguments.directory / "reward-lm", arguments.seed))
+    )
     print(fit_policy_base(reward_lm, arguments.directory / "policy-base", steps=arguments.steps))  # noqa: T201
 
 

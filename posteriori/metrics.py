@@ -21,6 +21,9 @@ NORMALISATION_TOLERANCE = 1e-3
 MIN_TAIL_DRAWS = 5
 """Fewest draws a generalised Pareto tail is fitted to (Vehtari et al. 2024, section 3)."""
 
+NEGLIGIBLE_WEIGHT = 1e-150
+"""Excesses this far below the largest weight count as none: their reciprocals would overflow."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -123,7 +126,8 @@ def normalised_weights(log_weights: ArrayLike) -> FloatArray:
     if peak == -np.inf:
         return np.zeros_like(array)
     weights: FloatArray = np.exp(array - peak)
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def effective_sample_size(log_weights: ArrayLike) -> float:
@@ -240,7 +244,7 @@ def pareto_k(log_weights: ArrayLike) -> float:
         return float("nan")
     scaled = np.exp(array - array[-1]) if array[-1] > -np.inf else np.zeros_like(array)
     excesses = scaled[-tail:] - scaled[-tail - 1]
-    excesses = excesses[excesses > 0]
+    excesses = excesses[excesses > NEGLIGIBLE_WEIGHT]
     if len(excesses) == 0:
         return 0.0
     if len(excesses) < MIN_TAIL_DRAWS:
@@ -250,7 +254,7 @@ def pareto_k(log_weights: ArrayLike) -> float:
 
 
 def _generalised_pareto_shape(ascending: FloatArray) -> float:
-    """Zhang & Stephens (2009), eqs. 8–11: posterior mean of θ on a grid, then k = mean log(1 − θx).
+    """Zhang & Stephens (2009), section 4: posterior mean of θ on a grid, then k = mean log(1 − θx).
 
     The sign is that of Vehtari et al.: k > 0 is a heavy tail.
     """
@@ -291,7 +295,7 @@ def weighted_marginal(values: ArrayLike, log_weights: ArrayLike, size: int) -> M
     weights = normalised_weights(log_weights)
     if outcomes.shape != weights.shape or outcomes.min() < 0 or outcomes.max() >= size:
         raise ValueError(f"need {len(weights)} values in [0, {size}), got shape {outcomes.shape}")
-    probabilities = np.bincount(outcomes, weights, minlength=size)
+    probabilities = np.bincount(outcomes, weights, minlength=size).astype(np.float64)
     squares = np.bincount(outcomes, weights**2, minlength=size)
     # Σ w̃²(1[v] − p)² = Σ_{vᵢ=v} w̃² (1 − 2p) + p² Σ w̃²
     variances = squares * (1 - 2 * probabilities) + probabilities**2 * squares.sum()

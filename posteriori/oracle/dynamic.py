@@ -49,7 +49,11 @@ class MarkovPosterior:
 
     @classmethod
     def tempered(
-        cls, table: MarkovTable, moves: LegalMoves, prompt_ids: Sequence[int], temperature: float = 1.0
+        cls,
+        table: MarkovTable,
+        moves: LegalMoves,
+        prompt_ids: Sequence[int],
+        temperature: float = 1.0,
     ) -> MarkovPosterior:
         """R = p(z⊤ | x)^{1/T}. ⊤ is scored wherever z ends, at ``max_tokens`` too."""
         weight = 1.0 / temperature
@@ -57,7 +61,11 @@ class MarkovPosterior:
 
     @classmethod
     def infilling(
-        cls, table: MarkovTable, moves: LegalMoves, prompt_ids: Sequence[int], suffix_ids: Sequence[int]
+        cls,
+        table: MarkovTable,
+        moves: LegalMoves,
+        prompt_ids: Sequence[int],
+        suffix_ids: Sequence[int],
     ) -> MarkovPosterior:
         """R = p(z y | x); ⊤ is not scored."""
         return cls(table, moves, tuple(prompt_ids), 1.0, table.suffix_log_prob(suffix_ids))
@@ -119,7 +127,8 @@ class MarkovPosterior:
         here = self._log_rest[length][:, :, None]
         beyond = np.zeros_like(self._log_rest[length]) if last else self._log_rest[length + 1]
         possible = np.where(here > -np.inf, here, 0.0)
-        return self._summands(length, beyond) - possible
+        log_sigma: FloatArray = self._summands(length, beyond) - possible
+        return log_sigma
 
     def local_sampler(self, temperature: float = 1.0) -> Sampler:
         """p(move | context)^{1/T}, renormalised at each step over the legal moves.
@@ -131,7 +140,8 @@ class MarkovPosterior:
         def conditional(length: int) -> FloatArray:
             masked = np.where(self._illegal(length), -np.inf, columns)
             mass = np.logaddexp.reduce(masked, axis=2, keepdims=True)
-            return masked - np.where(mass > -np.inf, mass, 0.0)
+            log_q: FloatArray = masked - np.where(mass > -np.inf, mass, 0.0)
+            return log_q
 
         return conditional
 
@@ -157,15 +167,21 @@ class MarkovPosterior:
         alphabet = {int(token): column for column, token in enumerate(self.moves.alphabet)}
         stop = len(alphabet)
         for length in range(self.moves.max_tokens + 1):
-            going = np.array([k for k, path in enumerate(paths) if len(path) >= length], dtype=np.int64)
+            going = np.array(
+                [k for k, path in enumerate(paths) if len(path) >= length], dtype=np.int64
+            )
             if len(going) == 0:
                 break
             at_end = np.array([len(paths[k]) == length for k in going])
             columns = np.array(
-                [stop if end else alphabet.get(paths[k][length], -1)
-                 for k, end in zip(going, at_end, strict=True)]
+                [
+                    stop if end else alphabet.get(paths[k][length], -1)
+                    for k, end in zip(going, at_end, strict=True)
+                ]
             )
-            totals[going] += np.where(columns < 0, -np.inf, terms(length)[contexts[going], states[going], columns])
+            totals[going] += np.where(
+                columns < 0, -np.inf, terms(length)[contexts[going], states[going], columns]
+            )
             on = going[~at_end]
             steps = columns[~at_end]
             contexts[on] = self.table.following(contexts[on], self.moves.alphabet[steps])
@@ -209,7 +225,8 @@ class MarkovPosterior:
             log_moves = sampler(length)
             yield here, log_moves
             flow = here[:, :, None] * np.exp(log_moves[:, :, :-1])
-            here = np.bincount(target, flow.ravel(), minlength=here.size).reshape(here.shape)
+            arrived = np.bincount(target, flow.ravel(), minlength=here.size).astype(np.float64)
+            here = arrived.reshape(here.shape)
 
     def length_marginal(self, sampler: Sampler | None = None) -> FloatArray:
         """Probability of each length, [max_tokens + 1]; None: of σ."""

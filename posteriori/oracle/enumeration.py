@@ -67,12 +67,12 @@ class ExactPosterior:
             log_p: log-probabilities of all strings; None: σ.
         """
         size = len(self.tree.moves.alphabet) + 1
-        return np.bincount(self.tree.first_columns, self._probabilities(log_p), minlength=size)
+        return _histogram(self.tree.first_columns, self._probabilities(log_p), size)
 
     def length_marginal(self, log_p: FloatArray | None = None) -> FloatArray:
         """Probability of each length, [max_tokens + 1]."""
         size = self.tree.moves.max_tokens + 1
-        return np.bincount(self.tree.lengths, self._probabilities(log_p), minlength=size)
+        return _histogram(self.tree.lengths, self._probabilities(log_p), size)
 
     def _probabilities(self, log_p: FloatArray | None) -> FloatArray:
         probabilities: FloatArray = np.exp(self.log_sigma if log_p is None else log_p)
@@ -82,11 +82,16 @@ class ExactPosterior:
         """n independent exact draws from σ, as string indices."""
         cumulative = np.cumsum(np.exp(self.log_sigma))
         uniform = np.random.default_rng(seed).random(n) * cumulative[-1]
-        return np.searchsorted(cumulative, uniform, side="right").astype(np.int64)
+        drawn: IntArray = np.searchsorted(cumulative, uniform, side="right").astype(np.int64)
+        return drawn
 
     def top(self, n: int) -> IntArray:
         """The n most probable strings, most probable first."""
         return np.argsort(-self.log_sigma, kind="stable")[:n]
+
+
+def _histogram(values: IntArray, weights: FloatArray, size: int) -> FloatArray:
+    return np.bincount(values, weights, minlength=size).astype(np.float64)
 
 
 def enumerate_posterior(
@@ -135,9 +140,7 @@ def exact_log_q(tree: StringTree, lm: LanguageModel, prompt_ids: Sequence[int]) 
     trees, places = [pack[0] for pack in packs], [pack[2] for pack in packs]
     for index, logits in lm.node_logits(trees, places, tree.moves.column_tokens):
         nodes = packs[index][1]
-        masked = logits.double().cpu().masked_fill(
-            ~torch.from_numpy(tree.legal[nodes]), -torch.inf
-        )
+        masked = logits.double().cpu().masked_fill(~torch.from_numpy(tree.legal[nodes]), -torch.inf)
         conditional[nodes] = torch.log_softmax(masked, dim=-1).numpy()
     prefixes = np.zeros(len(tree))
     for level in tree.levels[1:]:

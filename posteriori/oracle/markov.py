@@ -72,13 +72,17 @@ class MarkovTable:
                 f"more than {MAX_CONTEXTS:,}.",
                 "Use a smaller vocabulary or window.",
             )
-        contexts = np.stack(np.unravel_index(np.arange(vocabulary**window), (vocabulary,) * window), 1)
+        contexts = np.stack(
+            np.unravel_index(np.arange(vocabulary**window), (vocabulary,) * window), 1
+        )
         table = cls(window, _next_log_probs(model, contexts))
         table._check(model)
         return table
 
     def _check(self, model: Any) -> None:
-        histories = np.random.default_rng(0).integers(0, self.vocabulary, (256, 4 * self.window + 8))
+        histories = np.random.default_rng(0).integers(
+            0, self.vocabulary, (256, 4 * self.window + 8)
+        )
         found = _next_log_probs(model, histories)
         gap = float(np.abs(found - self.log_p[self.contexts_of(histories)]).max())
         if not gap <= TOLERANCE_NATS:
@@ -91,7 +95,7 @@ class MarkovTable:
     @property
     def vocabulary(self) -> int:
         """V."""
-        return self.log_p.shape[1]
+        return int(self.log_p.shape[1])
 
     def contexts_of(self, histories: NDArray[np.integer[Any]]) -> IntArray:
         """Index of the context made of the last w tokens of each row; [n]."""
@@ -123,7 +127,7 @@ class MarkovTable:
         total = np.zeros(len(self.log_p))
         for token in tokens:
             total += self.log_p[contexts, token]
-            contexts = self.following(contexts, np.int64(token))
+            contexts = self.following(contexts, np.asarray(token))
         return total
 
     def sample(self, prompts: IntArray, length: int, seed: int) -> IntArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,7 @@ class StringTree:
     def levels(self) -> list[slice]:
         """Nodes of each length."""
         bounds = np.searchsorted(self.depths, np.arange(self.depths[-1] + 2))
-        return [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
 
     @cached_property
     def legal(self) -> BoolArray:
@@ -144,7 +145,9 @@ class StringTree:
             raise KeyError(f"{list(tokens)} is not a legal Z: it may not stop there")
         return place
 
-    def packs(self, wanted: BoolArray, prompt_ids: Sequence[int]) -> Iterator[tuple[TokenTree, IntArray, IntArray]]:
+    def packs(
+        self, wanted: BoolArray, prompt_ids: Sequence[int]
+    ) -> Iterator[tuple[TokenTree, IntArray, IntArray]]:
         """Cover the wanted prefixes by packed token trees, each behind its own copy of the prompt.
 
         Deepest level first, so that a shallow prefix is met as the ancestor of a deep one and costs
@@ -170,7 +173,9 @@ class StringTree:
                     # The empty prefix, members[0], is the last token of the prompt.
                     tokens=np.append(prompt, self.moves.alphabet[self.columns[members[1:]]]),
                     parents=np.append(np.arange(len(prompt)) - 1, place[1:]),
-                    depths=np.append(np.arange(len(prompt)), self.depths[members[1:]] + len(prompt) - 1),
+                    depths=np.append(
+                        np.arange(len(prompt)), self.depths[members[1:]] + len(prompt) - 1
+                    ),
                 )
                 fresh = left[members]
                 left[members] = False
@@ -186,5 +191,3 @@ class StringTree:
 def _rows(moves: LegalMoves, length: int) -> BoolArray:
     """Legal moves after ``length`` tokens in every automaton state; [S, V + 1]."""
     return np.stack([moves.row(length, state) for state in range(len(moves.accepting))])
-
-

@@ -30,18 +30,30 @@ def lm() -> LanguageModel:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=23, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        initializer_range=0.3, tie_word_embeddings=False,
+        vocab_size=23,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
     )
-    return LanguageModel(LlamaForCausalLM(config).eval(), SimpleNamespace(bos_token_id=None), "tiny")
+    return LanguageModel(
+        LlamaForCausalLM(config).eval(), SimpleNamespace(bos_token_id=None), "tiny"
+    )
 
 
 def even_count(min_tokens: int, max_tokens: int) -> LegalMoves:
     """Accepts an even number of the first token; the last token is allowed only after the first."""
     return LegalMoves(
-        alphabet=np.array(ALPHABET), stop=STOP, min_tokens=min_tokens, max_tokens=max_tokens,
-        next_state=np.array([[1, 0, 0, -1], [0, 1, 1, 1]]), accepting=np.array([True, False]),
+        alphabet=np.array(ALPHABET),
+        stop=STOP,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        next_state=np.array([[1, 0, 0, -1], [0, 1, 1, 1]]),
+        accepting=np.array([True, False]),
     )
 
 
@@ -88,7 +100,9 @@ class LastTokenReward:
 
     def log_reward(self, prompt: Prompt, sequences: list[list[int]]) -> list[np.ndarray]:
         return [
-            np.array([np.sin(np.dot(np.arange(1, k + 1), z[:k])) - 0.4 * k for k in range(len(z) + 1)])
+            np.array(
+                [np.sin(np.dot(np.arange(1, k + 1), z[:k])) - 0.4 * k for k in range(len(z) + 1)]
+            )
             for z in map(np.asarray, sequences)
         ]
 
@@ -142,7 +156,9 @@ def test_an_adapter_changes_q_and_stays_normalised(lm: LanguageModel) -> None:
     base = LlamaForCausalLM(lm.model.config).eval()
     base.load_state_dict(lm.model.state_dict())
     torch.manual_seed(1)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted = get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     policy = LanguageModel(adapted.eval(), lm.tokenizer, "policy")
     log_q = exact_log_q(tree, policy, PROMPT_IDS)
     assert abs(metrics.log_sum_exp(log_q)) < 1e-6
@@ -165,12 +181,16 @@ def test_posterior_equals_a_loop_over_strings(moves: LegalMoves) -> None:
     lengths = [sum(p for z, p in sigma.items() if len(z) == n) for n in range(moves.max_tokens + 1)]
     np.testing.assert_allclose(exact.length_marginal(), lengths, atol=1e-12)
     first = [sum(p for z, p in sigma.items() if z and z[0] == a) for a in ALPHABET]
-    np.testing.assert_allclose(exact.first_token_marginal(), [*first, sigma.get((), 0.0)], atol=1e-12)
+    np.testing.assert_allclose(
+        exact.first_token_marginal(), [*first, sigma.get((), 0.0)], atol=1e-12
+    )
     assert exact.entropy == pytest.approx(-sum(p * np.log(p) for p in sigma.values()), abs=1e-12)
 
 
 def test_samples_follow_sigma_and_repeat_under_one_seed() -> None:
-    exact = enumerate_posterior("toy", X, LegalMoves.free(ALPHABET, STOP, 1, 3), LastTokenReward(), 100)
+    exact = enumerate_posterior(
+        "toy", X, LegalMoves.free(ALPHABET, STOP, 1, 3), LastTokenReward(), 100
+    )
     draws = exact.sample(40_000, seed=3)
     counts = np.bincount(draws, minlength=exact.count)
     assert stats.chisquare(counts, 40_000 * np.exp(exact.log_sigma)).pvalue > 1e-3
@@ -179,7 +199,9 @@ def test_samples_follow_sigma_and_repeat_under_one_seed() -> None:
 
 
 def test_top_is_ordered() -> None:
-    exact = enumerate_posterior("toy", X, LegalMoves.free(ALPHABET, STOP, 1, 3), LastTokenReward(), 100)
+    exact = enumerate_posterior(
+        "toy", X, LegalMoves.free(ALPHABET, STOP, 1, 3), LastTokenReward(), 100
+    )
     assert exact.log_sigma[exact.top(5)].tolist() == sorted(exact.log_sigma, reverse=True)[:5]
 
 

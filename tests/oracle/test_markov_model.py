@@ -92,7 +92,9 @@ def test_oracle_scores_strings_as_the_projects_reward_does(
     if kind == "infilling":
         case = MarkovPosterior.infilling(table, moves, prompt_ids, reward_lm.encode(X.fields["y"]))
     else:
-        case = MarkovPosterior.tempered(table, moves, prompt_ids, 0.7 if kind == "tempered" else 1.0)
+        case = MarkovPosterior.tempered(
+            table, moves, prompt_ids, 0.7 if kind == "tempered" else 1.0
+        )
     strings = case.sample(12, seed=0) + case.sample(12, seed=1, sampler=case.local_sampler())
     scored = ProductReward([term], [reward_lm], lambda _: moves).log_reward(X, strings)
     np.testing.assert_allclose(case.log_reward(strings), [s[-1] for s in scored], atol=2e-3)
@@ -110,7 +112,9 @@ def test_samples_of_the_table_follow_it(table: MarkovTable) -> None:
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
-def test_policy_base_learns_the_reward_lm_and_loads(reward_lm: LanguageModel, tmp_path: Path) -> None:
+def test_policy_base_learns_the_reward_lm_and_loads(
+    reward_lm: LanguageModel, tmp_path: Path
+) -> None:
     before = fit_policy_base(reward_lm, tmp_path / "untrained", steps=0, hidden=64, layers=1)
     after = fit_policy_base(reward_lm, tmp_path / "base", steps=40, hidden=64, layers=1, batch=32)
     assert after.kl_per_token < 0.8 * before.kl_per_token

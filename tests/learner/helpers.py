@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.problems import Problem
-from posteriori.seams import Prompt
+from posteriori.seams import Draw, Prompt
 from posteriori.trajectory import Trajectory
 
 
@@ -78,3 +79,53 @@ def trajectory(
     }
     values.update(changes)
     return Trajectory(**values)  # type: ignore[arg-type]
+
+
+class ScriptedBuffer:
+    """A buffer whose n-th draw is known beforehand: what two learners must agree on."""
+
+    def __init__(self, draws: Sequence[list[list[Trajectory]]], start: int = 0) -> None:
+        self.draws = draws
+        self.drawn = start
+        self.learner_version = 0
+
+    def draw(self, prompts: int, per_prompt: int) -> Draw:
+        if self.drawn >= len(self.draws):
+            return Draw([], wait="the script has ended")
+        self.drawn += 1
+        return Draw(self.draws[self.drawn - 1])
+
+    def set_learner_version(self, version: int) -> None:
+        self.learner_version = version
+
+
+def random_draws(
+    problem: Problem, steps: int, per_prompt: int = 8, seed: int = 0
+) -> list[list[list[Trajectory]]]:
+    """For each step one group of random strings for each prompt."""
+    return [
+        [
+            [
+                trajectory(problem, prompt, z)
+                for z in random_strings(problem.moves(prompt), per_prompt, seed + 100 * step + i)
+            ]
+            for i, prompt in enumerate(problem.prompts)
+        ]
+        for step in range(steps)
+    ]
+
+
+def run_config(lm: LanguageModel, **learner: object) -> RunConfig:
+    """A run file around one small problem; keyword arguments go to the learner section."""
+    settings = {"lora_rank": 8, "prompts_per_step": 2, "trajectories_per_prompt": 8, "steps": 6}
+    return parse(
+        {
+            "run": "test",
+            "model": lm.name,
+            "problems": [
+                {"name": "tiny", "kind": "tempered", "prompts": [{"x": " the"}], "max_tokens": 4}
+            ],
+            "replay": {"deadline_seconds": 0.2},
+            "learner": settings | learner,
+        }
+    )

@@ -1,0 +1,133 @@
+"""Where the learner's groups come from: waits with a deadline, and nothing unsound gets through."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from learner.groups import check
+from posteriori.config import RunConfig
+from posteriori.errors import CorruptPayload, WaitTimeout
+from posteriori.problems import Problem
+from posteriori.rewards import checked_log_reward
+from posteriori.seams import Buffer
+from posteriori.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.02
+"""Pause between two draws while the buffer says to wait."""
+
+SMALLEST_GROUP = 2
+"""A trajectory alone says nothing about log Z of its group."""
+
+
+class Intake:
+    """Draws the groups of a step from the buffer.
+
+    Args:
+        config: step size and deadline.
+        problems: by name.
+        buffer: of the run.
+        stopped: ends a wait when set.
+        on_event: called with (kind, message) when a trajectory is refused.
+
+    Attributes:
+        startup_seconds: waited for the first groups, while engines start.
+        idle_seconds: spent on drawing and waiting since then.
+        rejected: trajectories refused.
+        rescored: trajectories whose stored reward was of an older version.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        problems: Mapping[str, Problem],
+        buffer: Buffer,
+        stopped: threading.Event,
+        on_event: Callable[[str, str], object],
+    ) -> None:
+        self._settings = config.learner
+        self._deadline_seconds = config.replay.deadline_seconds
+        self._problems = problems
+        self._buffer = buffer
+        self._stopped = stopped
+        self._on_event = on_event
+        self._started = False
+        self.startup_seconds = 0.0
+        self.idle_seconds = 0.0
+        self.rejected = 0
+        self.rescored = 0
+
+    def draw(self) -> list[list[Trajectory]]:
+        """The groups of one step; empty if stopped while waiting.
+
+        Raises:
+            WaitTimeout: names what was waited for and why it did not come.
+            RewardError: a stale trajectory cannot be re-scored.
+            StorageUnreachable: the buffer's server does not answer.
+        """
+        began = time.monotonic()
+        try:
+            return self._wait_for_groups(began)
+        finally:
+            waited = time.monotonic() - began
+            if self._started:
+                self.idle_seconds += waited
+            else:
+                self.startup_seconds, self._started = waited, True
+
+    def _wait_for_groups(self, began: float) -> list[list[Trajectory]]:
+        settings = self._settings
+        while not self._stopped.is_set():
+            drawn = self._buffer.draw(settings.prompts_per_step, settings.trajectories_per_prompt)
+            groups = self._admit(drawn.groups)
+            if groups:
+                return groups
+            reason = drawn.wait or "every trajectory drawn was refused, see the log"
+            if time.monotonic() - began > self._deadline_seconds:
+                raise WaitTimeout(
+                    f"The learner has waited {self._deadline_seconds:g} s for trajectories: {reason}.",
+                    "Check that rollout actors run and what their logs say, or raise "
+                    "replay.deadline_seconds; then continue with --resume.",
+                )
+            self._stopped.wait(POLL_SECONDS)
+        return []
+
+    def _admit(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[Trajectory]]:
+        """Drop what is not of this run, naming its producer; re-score what has a stale reward."""
+        admitted = []
+        for group in groups:
+            sound = []
+            for trajectory in group:
+                try:
+                    check(trajectory, self._problems)
+                except CorruptPayload as cause:
+                    self.rejected += 1
+                    log.warning("%s", cause)
+                    self._on_event("rejected", str(cause))
+                    continue
+                sound.append(self._with_current_reward(trajectory))
+            if len(sound) >= SMALLEST_GROUP:
+                admitted.append(sound)
+        return admitted
+
+    def _with_current_reward(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory scored by the reward in force: after an M step stored rewards are void."""
+        problem = self._problems[trajectory.problem]
+        if trajectory.reward_version == problem.reward.version:
+            return trajectory
+        self.rescored += 1
+        prompt, tokens = problem.by_id[trajectory.prompt], trajectory.tokens.tolist()
+        moves = problem.moves(prompt)
+        scores = checked_log_reward(problem.reward, problem.name, prompt, moves, [tokens])[0]
+        return replace(
+            trajectory,
+            log_reward=np.asarray(scores, dtype=np.float32),
+            reward_version=problem.reward.version,
+        )

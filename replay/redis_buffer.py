@@ -97,7 +97,7 @@ class RedisBuffer:
             held = self.stats().payload_bytes
             if held < 2 * incoming_bytes:
                 return InsertReceipt(wait=full.problem.rstrip("."))
-        return self._insert_within(held - 2 * incoming_bytes, encoded)
+        return self._insert_within(held - incoming_bytes, encoded)
 
     def draw(self, prompts: int, per_prompt: int) -> Draw:
         """Draw ``prompts`` groups of ``per_prompt`` trajectories, or say why to wait.

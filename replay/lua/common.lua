@@ -86,9 +86,11 @@ local function enter_race(prompt, id, log_reward)
   end
 end
 
+-- Deletes before it counts: with full memory Redis refuses a script's first write if it may need
+-- some, and none after that.
 local function remove(id)
   local prompt = prompt_of(id)
-  count('held_bytes', -redis.call('HSTRLEN', PAYLOADS, id) - INDEX_BYTES_PER_TRAJECTORY)
+  local charge = redis.call('HSTRLEN', PAYLOADS, id) + INDEX_BYTES_PER_TRAJECTORY
   redis.call('HDEL', PAYLOADS, id)
   redis.call('HDEL', META, id)
   redis.call('ZREM', AGE, id)
@@ -98,6 +100,7 @@ local function remove(id)
     redis.call('ZREM', PROMPTS, prompt)
     redis.call('HDEL', CLOCKS, prompt)
   end
+  count('held_bytes', -charge)
 end
 
 local function version_of(id) return math.floor(tonumber(redis.call('ZSCORE', AGE, id)) / VERSION_STEP) end

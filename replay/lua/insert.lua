@@ -119,7 +119,7 @@ local function store(id, version, reward_version, log_reward, token_bytes, paylo
   if unpacked[prompt] then unpacked[prompt][id] = split(token_bytes) end
 end
 
--- Evicting comes first: it needs no memory, and after its first write a script is not refused any.
+-- Evicting comes first: it is possible when Redis is out of memory, and makes the rest possible.
 evict_until(function() return counter('held_bytes') <= capacity_bytes end)
 
 for first = FIXED + 1, #ARGV, EACH do

@@ -139,10 +139,10 @@ class TestOnRedis:
     def test_a_repeated_attempt_is_not_an_error(self, client: redis.Redis) -> None:
         """The client asks again when a reply was lost: the same call, with the same token."""
         store = RedisAdapters(client, "test")
-        sent: list[list[object]] = []
+        sent: list[list[bytes | str | int]] = []
         publish = store._publish
 
-        def remember(keys: list[str], args: list[object]) -> object:
+        def remember(keys: list[str], args: list[bytes | str | int]) -> object:
             sent.append(args)
             return publish(keys=keys, args=args)
 

@@ -29,7 +29,7 @@ def test_it_serves_and_cleans_up(tmp_path: Path) -> None:
         assert settings["maxmemory-policy"] == "noeviction"
         assert settings["appendonly"] == "yes"
         assert settings["port"] == "0"
-        assert int(settings["maxmemory"]) == server.maxmemory_bytes
+        assert settings["maxmemory"] == str(server.maxmemory_bytes)
         process = psutil.Process(server.pid)
     assert not process.is_running()
     assert not socket.parent.exists()

@@ -51,9 +51,7 @@ class _Row:
 class MovesProcessor(LogitsProcessor):
     """Replaces each row of logits by log q over the legal moves of its sequence."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:

@@ -63,9 +63,7 @@ def reference_log_q(
     return log_q[range(len(tokens)), columns].numpy(), log_q[:, -1].numpy()
 
 
-def random_adapter(
-    model: Any, directory: Path, *, rank: int, scale: float, seed: int = 0
-) -> Any:
+def random_adapter(model: Any, directory: Path, *, rank: int, scale: float, seed: int = 0) -> Any:
     """Wrap ``model`` in a LoRA adapter with random, non-zero A and B, and save it.
 
     Args:
@@ -91,6 +89,12 @@ def random_adapter(
                 weight.copy_(noise.to(weight))
     adapted.save_pretrained(directory)
     return adapted
+
+
+def unconstrained(moves: LegalMoves, vocabulary_size: int) -> LegalMoves:
+    """Moves that leave the model a choice, whatever the problem allows: any token, up to four."""
+    tokens = [token for token in range(vocabulary_size) if token != moves.stop]
+    return LegalMoves.free(tokens, moves.stop, 1, max(1, min(4, moves.max_tokens)))
 
 
 def self_test(
@@ -184,7 +188,7 @@ def _gap(group: SampledGroup, model: Any, prompt_ids: Sequence[int], moves: Lega
         if not np.array_equal(stop_legal, np.isfinite(sample.log_q_stop)):
             return float("inf")
         difference = np.concatenate(
-            [log_q - sample.log_q, (log_q_stop - sample.log_q_stop)[stop_legal]]
+            [log_q - sample.log_q, log_q_stop[stop_legal] - sample.log_q_stop[stop_legal]]
         )
         gap = max(gap, float(np.abs(difference).max()))
     return gap

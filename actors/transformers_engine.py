@@ -41,9 +41,7 @@ class _Sequence:
 
     def sample(self) -> Sample:
         stop = self.log_q_stop if self.stopped else [*self.log_q_stop, 0.0]
-        return Sample(
-            self.tokens, np.asarray(self.log_q, np.float32), np.asarray(stop, np.float32)
-        )
+        return Sample(self.tokens, np.asarray(self.log_q, np.float32), np.asarray(stop, np.float32))
 
 
 @dataclass(eq=False)
@@ -372,7 +370,9 @@ class TransformersEngine:
             cumulative = log_q.double().exp().cumsum(dim=-1)
             uniforms = [s.uniforms[length] for length, s in zip(lengths, drawn, strict=True)]
             # Scaled by the total, the first column whose cumulative mass exceeds u is always legal.
-            threshold = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
+            threshold = (
+                torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
+            )
             columns = (cumulative <= threshold).sum(dim=-1).tolist()
             for sequence, column, row_log_q in zip(drawn, columns, log_q.numpy(), strict=True):
                 sequence.log_q_stop.append(float(row_log_q[-1]))

@@ -96,7 +96,9 @@ class VllmEngine:
         self._max_adapters = max_adapters
         self._max_model_tokens = max_model_tokens
         if kv_cache_bytes is None and on_cpu:
-            kv_cache_bytes = _kv_cache_bytes(str(model_path), dtype, max_model_tokens, max_sequences)
+            kv_cache_bytes = _kv_cache_bytes(
+                str(model_path), dtype, max_model_tokens, max_sequences
+            )
         arguments: dict[str, Any] = {
             "model": str(model_path),
             "skip_tokenizer_init": True,
@@ -334,6 +336,6 @@ def _kv_cache_bytes(model: str, dtype: str, max_model_tokens: int, max_sequences
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_value = 4 if dtype == "float32" else 2
-    token_bytes = 2 * config.num_hidden_layers * heads * head_dim * bytes_per_value
+    token_bytes: int = 2 * config.num_hidden_layers * heads * head_dim * bytes_per_value
     blocks = -(-max_model_tokens // BLOCK_TOKENS) * max_sequences
     return max(_MIN_KV_CACHE_BYTES, blocks * BLOCK_TOKENS * token_bytes)

@@ -60,7 +60,7 @@ def draw(
         seed: same seed, engine and version → same draws.
     """
     left = n
-    requests = []
+    requests: list[SampleRequest] = []
     while left > 0:
         size = min(left, SAMPLES_PER_REQUEST)
         requests.append(

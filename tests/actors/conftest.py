@@ -114,7 +114,12 @@ def naive_log_q(
     log_q, log_q_stop, state = [], [], 0
     for length in range(len(tokens) + 1):
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt_ids, *tokens[:length]]])).logits[0, -1].double().numpy()
+            logits = (
+                model(torch.tensor([[*prompt_ids, *tokens[:length]]]))
+                .logits[0, -1]
+                .double()
+                .numpy()
+            )
         legal = [
             int(token)
             for token, allowed in zip(moves.column_tokens, moves.row(length, state), strict=True)

@@ -70,9 +70,7 @@ def assert_log_q(
 def test_samples_follow_exact_q(engine: Engine, tiny_lm: LanguageModel, name: str) -> None:
     moves, behaviour = free(1, 3), BEHAVIOURS[name]
     samples = draw(engine, PROMPT, moves, 3000, behaviour=behaviour, seed=11)
-    strings = [
-        list(z) for n in range(1, 4) for z in itertools.product(LETTERS, repeat=n)
-    ]
+    strings = [list(z) for n in range(1, 4) for z in itertools.product(LETTERS, repeat=n)]
     exact = {}
     for z in strings:
         log_q, log_q_stop = naive_log_q(tiny_lm.model, PROMPT, z, moves, behaviour)
@@ -183,9 +181,7 @@ def test_requests_of_all_kinds_share_the_batch(
         assert len(group.samples) == request.n
         model = adapted if request.adapter_version else tiny_lm.model
         for sample in group.samples:
-            assert_log_q(
-                sample, model, request.moves, request.behaviour, list(request.prompt_ids)
-            )
+            assert_log_q(sample, model, request.moves, request.behaviour, list(request.prompt_ids))
 
 
 def test_requests_in_flight_keep_their_adapter(
@@ -346,7 +342,10 @@ def test_an_adapter_of_another_model_is_refused(
     from safetensors.torch import load_file, save_file
 
     weights = broken / "adapter_model.safetensors"
-    wider = {name: torch.cat([w, w], dim=-1) if "lora_A" in name else w for name, w in load_file(weights).items()}
+    wider = {
+        name: torch.cat([w, w], dim=-1) if "lora_A" in name else w
+        for name, w in load_file(weights).items()
+    }
     save_file(wider, weights)
     with pytest.raises(UserError, match="adapter"):
         engine.add_adapter(fresh_version(), broken)

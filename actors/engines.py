@@ -1,0 +1,55 @@
+"""The engine a run file asks for, no larger than its problems need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.adapter_follower import ADAPTER_SLOTS
+from posteriori.config import RunConfig
+from posteriori.lm import model_path
+from posteriori.problems import Problem
+from posteriori.seams import Engine
+
+MAX_SEQUENCES = 256
+"""Decoded together at most; the rest of the requests in flight wait inside the engine."""
+
+GPU_MEMORY_SHARE = 0.6
+"""Of the actor's part of a GPU; the frozen reward model needs the rest."""
+
+
+def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> Engine:
+    """Start the configured engine for the run's base model, adapter rank and longest sequence.
+
+    Raises:
+        UserError: the model cannot be loaded or served.
+    """
+    longest = max(
+        len(problem.policy_ids(prompt)) + max(problem.moves(prompt).max_tokens, 1)
+        for problem in problems
+        for prompt in problem.prompts
+    )
+    sampling = config.sampling
+    if sampling.engine == "transformers":
+        from actors.transformers_engine import TransformersEngine
+
+        return TransformersEngine(
+            model_path(config.model),
+            lora_rank=config.learner.lora_rank,
+            max_adapters=ADAPTER_SLOTS,
+            dtype=config.dtype,
+            max_model_tokens=longest,
+            device="cuda" if sampling.gpus_per_actor > 0 else "cpu",
+            seed=seed,
+        )
+    from actors.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        model_path(config.model),
+        lora_rank=config.learner.lora_rank,
+        max_adapters=ADAPTER_SLOTS,
+        dtype=config.dtype,
+        max_model_tokens=longest,
+        seed=seed,
+        max_sequences=min(sampling.group_size * sampling.groups_in_flight, MAX_SEQUENCES),
+        gpu_memory_utilization=GPU_MEMORY_SHARE * min(sampling.gpus_per_actor or 1.0, 1.0),
+    )

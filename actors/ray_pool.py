@@ -1,0 +1,182 @@
+"""The pool of rollout actors on Ray: does what :class:`actors.pool.ActorPool` plans."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.pool import ActorPool
+from actors.ray_actor import RolloutActor
+from posteriori.config import RunConfig
+from posteriori.errors import (
+    CorruptPayload,
+    StorageFull,
+    StorageUnreachable,
+    UserError,
+    WaitTimeout,
+)
+from replay.registry import RunRegistry
+
+HUNG_SECONDS = 120.0
+"""A sampling actor beats every few seconds; one this silent is stuck in a kernel or a lock."""
+
+STARTUP_SECONDS = 900.0
+"""From submission to the first heartbeat of a sampling actor: a cluster may have to add a node."""
+
+STOP_GRACE_SECONDS = 20.0
+"""To finish a turn and to store what is finished."""
+
+_PASSING = (WaitTimeout, StorageFull, StorageUnreachable, CorruptPayload)
+"""User errors that another actor may be spared."""
+
+
+@dataclass
+class _Handle:
+    actor: Any
+    end: Any
+    """Reference of ``run()``: resolves or raises when the actor ends."""
+    started_seconds: float
+    stopping_seconds: float | None = None
+
+
+class RayPool:
+    """Keeps the desired number of rollout actors alive.
+
+    Nothing happens by itself: call :meth:`reconcile` about once a second. The number is the one
+    last given to :meth:`scale` or to the registry; 0 once the run is asked to stop. Events go to the registry
+    as ``actor_started``, ``actor_stopped`` and ``actor_died``.
+
+    Args:
+        config: the run.
+        redis_url: of the run's Redis, reachable from every node.
+        registry: of the run.
+        desired: actors wanted; None: ``config.sampling.actors``.
+        cpus_per_actor: for Ray's placement; None: ``config.sampling.threads``.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        redis_url: str,
+        registry: RunRegistry,
+        *,
+        desired: int | None = None,
+        cpus_per_actor: float | None = None,
+    ) -> None:
+        self._config = config
+        self._redis_url = redis_url
+        self._registry = registry
+        self._cpus = config.sampling.threads if cpus_per_actor is None else cpus_per_actor
+        # Ids of an earlier attempt at the run are in the buffer: never use them again.
+        attempt = secrets.token_hex(2)
+        self.state = ActorPool(
+            config.sampling.actors if desired is None else desired,
+            lambda number: f"actor-{attempt}-{number}",
+        )
+        self._handles: dict[str, _Handle] = {}
+
+    def scale(self, desired: int) -> None:
+        """Want another number of actors; takes effect at the next :meth:`reconcile`."""
+        self._registry.set_desired_actors(desired)
+        self.state.scale(desired)
+
+    def reconcile(self) -> None:
+        """Notice ends, kill what hangs, start and stop what the plan says. Does not wait.
+
+        Raises:
+            StorageUnreachable: the registry does not answer.
+        """
+        now = time.monotonic()
+        desired = self._registry.desired_actors()
+        if self._registry.stop_requested() is not None:
+            desired = 0
+        if desired is not None and desired != self.state.desired:
+            self.state.scale(desired)
+        self._notice_ends(now)
+        self._kill_hung(now)
+        self._follow_plan(now)
+
+    def close(self) -> None:
+        """Stop all actors; those that do not end in time are killed."""
+        self.state.scale(0)
+        self._follow_plan(time.monotonic())
+        ends = [handle.end for handle in self._handles.values()]
+        if ends:
+            ray.wait(ends, num_returns=len(ends), timeout=STOP_GRACE_SECONDS)
+        self._notice_ends(time.monotonic())
+        for handle in self._handles.values():
+            ray.kill(handle.actor)
+        self._handles.clear()
+
+    def _follow_plan(self, now: float) -> None:
+        plan = self.state.plan(now)
+        for actor_id in plan.start:
+            self._start(actor_id, now)
+        for actor_id in plan.stop:
+            self._handles[actor_id].stopping_seconds = now
+            self._handles[actor_id].actor.stop.remote()
+
+    def _start(self, actor_id: str, now: float) -> None:
+        sampling = self._config.sampling
+        threads = str(sampling.threads)
+        actor = RolloutActor.options(
+            num_cpus=self._cpus,
+            num_gpus=sampling.gpus_per_actor,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        ).remote(self._config.model_dump(mode="json"), self._redis_url, actor_id)
+        self._handles[actor_id] = _Handle(actor, actor.run.remote(), now)
+        self._registry.event("actor_started", f"Rollout actor {actor_id} starts.", actor=actor_id)
+
+    def _notice_ends(self, now: float) -> None:
+        ends = {handle.end: actor_id for actor_id, handle in self._handles.items()}
+        if not ends:
+            return
+        ended, _running = ray.wait(list(ends), num_returns=len(ends), timeout=0)
+        for end in ended:
+            actor_id = ends[end]
+            handle = self._handles.pop(actor_id)
+            try:
+                ray.get(end)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                hopeless = isinstance(cause, UserError) and not isinstance(cause, _PASSING)
+                reason = _first_line(cause)
+                self.state.died(actor_id, now, reason, hopeless)
+                self._registry.event(
+                    "actor_died",
+                    f"Rollout actor {actor_id} died: {reason}",
+                    actor=actor_id,
+                    restarts=self.state.restarts,
+                )
+            else:
+                self.state.ended(actor_id)
+                self._registry.event(
+                    "actor_stopped", f"Rollout actor {actor_id} stopped.", actor=actor_id
+                )
+            # An actor outlives its run() as an idle process that holds the engine's memory.
+            ray.kill(handle.actor)
+            self._registry.forget(actor_id)
+
+    def _kill_hung(self, now: float) -> None:
+        """Kill silent actors; the next reconcile notices their end and replaces them."""
+        components = self._registry.components() if self._handles else {}
+        for actor_id, handle in self._handles.items():
+            component = components.get(actor_id)
+            sampling = component is not None and component.fields.get("state") == "sampling"
+            if handle.stopping_seconds is not None:
+                hung = now - handle.stopping_seconds > STOP_GRACE_SECONDS
+            elif component is not None and sampling:
+                hung = component.age_seconds > HUNG_SECONDS
+            else:
+                hung = now - handle.started_seconds > STARTUP_SECONDS
+            if hung:
+                ray.kill(handle.actor)
+
+
+def _first_line(cause: BaseException) -> str:
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__

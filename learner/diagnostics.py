@@ -12,6 +12,7 @@ import torch
 from learner.gradients import StepLosses
 from learner.groups import prepare
 from learner.policy import Policy
+from posteriori.metrics import ess_fraction, log_mean_exp
 from posteriori.problems import Problem
 from posteriori.trajectory import Trajectory
 
@@ -28,16 +29,17 @@ CHECKED_TRAJECTORIES = 16
 """Trajectories recomputed for each version: one small forward each."""
 
 
-def step_metrics(step: StepLosses, version: int) -> dict[str, float]:
+def step_metrics(
+    step: StepLosses, version: int, problems: Mapping[str, Problem]
+) -> dict[str, float]:
     """Averages over the trajectories of one step.
 
     ``flow_spread``: mean |Dᵢ − D̄| along a trajectory. ``variance``: Var[log R/T − log q] within a
-    group. ``log_z/PROBLEM``: mean D, biased low off the optimum by about KL(q‖σ). ``staleness``:
-    versions behind, of behaviours that have one. ``ess_fraction``: effective share of each group's
-    on-policy trajectories under weights R/q_behaviour; replay draws repeat and prefer some of them,
-    so it is a trend, not an estimate.
+    group. ``staleness``: versions behind, of behaviours that have one. ``ess``, a share, and
+    ``log_z/X``: effective share and log mean of the weights R/q of each group's on-policy
+    trajectories. Replay keeps a Z once however often it was drawn, so both are trends, right in the
+    limit of equal weights, and not estimates.
     """
-    problems = [trajectory.problem for trajectory in step.trajectories]
     metrics = {
         "loss": float(step.loss.mean()),
         "flow_spread": float(step.spread.mean()),
@@ -48,8 +50,6 @@ def step_metrics(step: StepLosses, version: int) -> dict[str, float]:
         "log_reward": float(np.mean([t.terminal_log_reward for t in step.trajectories])),
         "length_tokens": float(np.mean([len(t) for t in step.trajectories])),
     }
-    for name in sorted(set(problems)):
-        metrics[f"log_z/{name}"] = float(step.mean[[p == name for p in problems]].mean())
     ages = [
         version - t.adapter_version for t in step.trajectories if t.behaviour not in WITHOUT_VERSION
     ]
@@ -57,17 +57,24 @@ def step_metrics(step: StepLosses, version: int) -> dict[str, float]:
         metrics["staleness"] = float(np.mean(ages))
     shares = []
     for g in np.unique(step.group):
+        members = [step.trajectories[row] for row in np.flatnonzero(step.group == g)]
         weights = [
             t.terminal_log_reward - float(t.log_q.sum(dtype=np.float64) + t.log_q_stop[-1])
-            for t, index in zip(step.trajectories, step.group, strict=True)
-            if index == g and t.behaviour == ON_POLICY
+            for t in members
+            if t.behaviour == ON_POLICY
         ]
         if len(weights) > 1:
-            relative = np.exp(np.asarray(weights) - max(weights))
-            shares.append(relative.sum() ** 2 / (relative**2).sum() / len(weights))
+            shares.append(ess_fraction(weights))
+            name = case_name(problems[members[0].problem], members[0].prompt)
+            metrics[f"log_z/{name}"] = log_mean_exp(weights)
     if shares:
-        metrics["ess_fraction"] = float(np.mean(shares))
+        metrics["ess"] = float(np.mean(shares))
     return metrics
+
+
+def case_name(problem: Problem, prompt: str) -> str:
+    """``problem/prompt``, or the problem's name where it has one X, as oracles name their cases."""
+    return f"{problem.name}/{prompt}" if len(problem.prompts) > 1 else problem.name
 
 
 @dataclass

@@ -19,7 +19,7 @@ import torch
 
 from learner import checkpoint as checkpoints
 from learner.checkpoint import Checkpoint
-from learner.diagnostics import EngineCheck, step_metrics
+from learner.diagnostics import EngineCheck, case_name, step_metrics
 from learner.gradients import accumulate
 from learner.groups import Group, prepare
 from learner.intake import Intake
@@ -188,16 +188,16 @@ class Learner:
                 "learner.learning_rate; then continue with --resume.",
             )
         self.optimizer.step()
-        metrics = step_metrics(result, self.version)
+        metrics = step_metrics(result, self.version, self.problems)
         if self.log_z is not None:
             self.log_z.step()
             learned = self.log_z.learned()
-            for name in {trajectory.problem for trajectory in result.trajectories}:
-                entries = [value for (problem, _), value in learned.items() if problem == name]
-                metrics[f"log_z_learned/{name}"] = float(np.mean(entries))
+            for problem, prompt in {(group.problem, group.prompt) for group in groups}:
+                name = case_name(self.problems[problem], prompt)
+                metrics[f"log_z/{name}"] = learned[problem, prompt]
         self.trajectories += len(result.trajectories)
         metrics |= {
-            "grad_norm": norm,
+            "gradient_norm": norm,
             "learning_rate": rate,
             "reward_temperature": temperature,
             "tokens": float(sum(len(group.tree) for group in groups)),

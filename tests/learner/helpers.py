@@ -74,10 +74,11 @@ def trajectory(
         "action": np.ones(n, dtype=np.bool_),
         "log_q": np.zeros(n, dtype=np.float32),
         "log_q_stop": np.zeros(n + 1, dtype=np.float32),
-        "log_reward": problem.reward.log_reward(prompt, [tokens])[0].astype(np.float32),
         "stop_legal": problem.moves(prompt).stop_legal(tokens),
     }
     values.update(changes)
+    if "log_reward" not in values:
+        values["log_reward"] = problem.reward.log_reward(prompt, [tokens])[0].astype(np.float32)
     return Trajectory(**values)  # type: ignore[arg-type]
 
 

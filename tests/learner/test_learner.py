@@ -277,8 +277,8 @@ def test_evaluation_and_metrics_arrive_when_promised(tiny_lm, tmp_path):
     steps = [(step, metrics) for step, metrics in rows if "loss" in metrics]
     assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
     for name in (
-        "loss", "grad_norm", "learning_rate", "reward_temperature", "flow_spread", "variance",
-        "log_z/tiny", "idle_ratio", "version", "step_seconds", "tokens", "rejected",
+        "loss", "gradient_norm", "learning_rate", "reward_temperature", "flow_spread", "variance",
+        "idle_ratio", "version", "step_seconds", "tokens", "rejected",
     ):  # fmt: skip
         assert all(np.isfinite(metrics[name]) for _, metrics in steps), name
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -130,8 +130,11 @@ def test_a_tiny_language_model_reaches_its_posterior(tiny_lm, tmp_path):
         config, tiny_lm, [problem], buffer, MemoryAdapters("training"), tmp_path,
         evaluate=evaluate, on_event=on_event,
     )  # fmt: skip
-    import time; t0=time.time(); learner.run(); print('SECONDS', time.time()-t0, time.process_time())
-    print({n: (f.total_variation, f.kl_posterior_q) for n, f in curve.items()})
-    print(learner.metrics, exact.log_z, learner.engine_check.mean_nats, learner.engine_check.maximum_nats)
+    learner.run()
     assert curve[0].total_variation >= 0.3
     assert curve[STEPS].total_variation <= 0.05
+    assert learner.metrics["log_z/tempered"] == pytest.approx(exact.log_z, abs=0.1)
+    assert learner.metrics["ess"] >= 0.8
+    # Recomputed under the weights of their own version, which the learner has long left.
+    assert learner.engine_check.tokens > 500
+    assert learner.engine_check.maximum_nats < 1e-4

@@ -15,6 +15,7 @@ from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.oracle.enumeration import ExactPosterior, enumerate_posterior, exact_log_q, fidelity
+from posteriori.oracle.scoring import sequence_log_q
 from posteriori.oracle.strings import StringTree
 from posteriori.seams import Prompt
 
@@ -238,3 +239,16 @@ def test_fidelity_of_the_posterior_itself_is_perfect() -> None:
     found = fidelity(exact, exact.log_sigma)
     assert found.total_variation == 0 and found.kl_posterior_q == 0 and found.kl_q_posterior == 0
     assert found.ess_fraction == pytest.approx(1)
+
+
+@pytest.mark.parametrize("moves", cases())
+def test_log_q_of_given_strings_equals_that_of_all(lm: LanguageModel, moves: LegalMoves) -> None:
+    tree = StringTree.of(moves, 10_000)
+    chosen = np.random.default_rng(2).integers(0, tree.count, 40)  # repeats included
+    found = sequence_log_q(lm, PROMPT_IDS, moves, [tree.tokens(int(k)) for k in chosen])
+    np.testing.assert_allclose(found, exact_log_q(tree, lm, PROMPT_IDS)[chosen], atol=2e-5)
+
+
+def test_log_q_of_an_illegal_string_is_an_error(lm: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="not a legal move"):
+        sequence_log_q(lm, PROMPT_IDS, even_count(1, 4), [[4, 4], [11]])

@@ -297,13 +297,7 @@ class Learner:
         self.policy.load_adapter(found.adapter)
         checkpoints.unpack_optimizer("adamw", self.optimizer, found.tensors, found.state["adamw"])
         if self.log_z is not None:
-            known = dict(
-                zip(map(tuple, found.state["log_z_keys"]), found.tensors["log_z"], strict=True)
-            )
-            with torch.no_grad():
-                for row, key in enumerate(self.log_z.keys):
-                    if key in known:
-                        self.log_z.values[row] = known[key]
+            self.log_z.restore(found.state["log_z_keys"], found.tensors["log_z"])
         checkpoints.restore_random_states(found.tensors, found.state["rng"])
         counters = found.state["counters"]
         self.trajectories = counters["trajectories"]

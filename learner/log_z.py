@@ -62,6 +62,14 @@ class LogZTable:
                 self.values.sub_(self.values.grad, alpha=self._rate)
             self.values.grad = None
 
+    def restore(self, keys: Sequence[Sequence[str]], values: Tensor) -> None:
+        """Take over the entries of a checkpoint; prompts it does not know stay unseen."""
+        with torch.no_grad():
+            for key, value in zip(keys, values, strict=True):
+                row = self._row.get((key[0], key[1]))
+                if row is not None:
+                    self.values[row] = value
+
     def learned(self) -> dict[tuple[str, str], float]:
         """(problem, prompt) → log Z of the entries seen so far."""
         found = zip(self.keys, self.values.detach().tolist(), strict=True)

@@ -39,6 +39,11 @@ _ENVIRONMENT = {
 BLOCK_TOKENS = 32
 """KV block on CPU. Whole blocks of a prompt are shared; vLLM's default of 128 shares few prompts."""
 
+DEFAULT_MODEL_TOKENS = 1024
+
+STEP_TOKENS = 2048
+"""Prompt tokens read in one step on CPU; whole prompts that exceed it wait for the next one."""
+
 _MIN_KV_CACHE_BYTES = 64 * 2**20
 
 
@@ -51,7 +56,8 @@ class VllmEngine:
         max_adapters: adapter versions held at once; at least 2, so that requests in flight finish
             under their own version while the next one is loaded.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        max_model_tokens: prompt and Z together.
+        max_model_tokens: prompt and Z together; None: the model's context, at most
+            ``DEFAULT_MODEL_TOKENS``.
         seed: of requests without a seed of their own.
         max_sequences: sequences decoded together.
         kv_cache_bytes: None: room for ``max_sequences`` of full length (CPU), or what
@@ -69,7 +75,7 @@ class VllmEngine:
         lora_rank: int = 16,
         max_adapters: int = 3,
         dtype: str = "float32",
-        max_model_tokens: int = 512,
+        max_model_tokens: int | None = None,
         seed: int = 0,
         max_sequences: int = 128,
         kv_cache_bytes: int | None = None,
@@ -94,11 +100,12 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         self._max_rank = engine_rank(lora_rank)
         self._max_adapters = max_adapters
+        model_config = _model_config(str(model_path))
+        context = int(model_config.max_position_embeddings)
+        max_model_tokens = min(max_model_tokens or DEFAULT_MODEL_TOKENS, context)
         self._max_model_tokens = max_model_tokens
         if kv_cache_bytes is None and on_cpu:
-            kv_cache_bytes = _kv_cache_bytes(
-                str(model_path), dtype, max_model_tokens, max_sequences
-            )
+            kv_cache_bytes = _kv_cache_bytes(model_config, dtype, max_model_tokens, max_sequences)
         arguments: dict[str, Any] = {
             "model": str(model_path),
             "skip_tokenizer_init": True,
@@ -120,7 +127,14 @@ class VllmEngine:
             "kv_cache_memory_bytes": kv_cache_bytes,
         }
         if on_cpu:
-            arguments |= {"block_size": BLOCK_TOKENS, "enforce_eager": True}
+            arguments |= {
+                "block_size": BLOCK_TOKENS,
+                "enforce_eager": True,
+                # vLLM rewinds the generator of a seeded request whose prompt was read in part; CPU
+                # generators cannot be rewound and the engine would die.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(STEP_TOKENS, max_model_tokens),
+            }
         try:
             self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except (ValueError, RuntimeError, OSError) as cause:
@@ -319,20 +333,24 @@ def _sample(request: SampleRequest, output: CompletionOutput) -> Sample:
     )
 
 
-def _kv_cache_bytes(model: str, dtype: str, max_model_tokens: int, max_sequences: int) -> int:
-    """KV memory for ``max_sequences`` of full length.
+def _model_config(model: str) -> Any:
+    """The language model's part of a Hugging Face configuration.
 
     Raises:
-        UserError: the model's configuration cannot be read.
+        UserError: there is none.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError) as cause:
         raise UserError(
             f"Cannot read the configuration of model {model}: {cause}.", "Check the path or id."
         ) from cause
+
+
+def _kv_cache_bytes(config: Any, dtype: str, max_model_tokens: int, max_sequences: int) -> int:
+    """KV memory for ``max_sequences`` of full length."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_value = 4 if dtype == "float32" else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,10 @@ from posteriori.seams import Engine, Prompt, SampledGroup, SampleRequest
 
 FloatArray = NDArray[np.float64]
 
-SAMPLES_PER_REQUEST = 64
+SAMPLES_PER_REQUEST = 256
 """Samples that share one prompt in the engine; a seed belongs to one request."""
+REQUESTS_IN_FLIGHT = 4
+"""More would only queue inside the engine, or grow its key-value cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +77,11 @@ def draw(
             )
         )
         left -= size
-    for request in requests:
-        engine.submit(request)
     finished: dict[str, SampledGroup] = {}
-    while engine.unfinished:
+    waiting = deque(requests)
+    while waiting or engine.unfinished:
+        while waiting and engine.unfinished < REQUESTS_IN_FLIGHT:
+            engine.submit(waiting.popleft())
         for group in engine.step():
             finished[group.request.id] = group
     samples = [sample for request in requests for sample in finished[request.id].samples]

@@ -252,6 +252,14 @@ def test_cancel(engine: Engine, tiny_lm: LanguageModel) -> None:
     assert run(engine).keys() == {"dropped"}
 
 
+def test_more_prompt_tokens_than_one_step_reads(engine: Engine, tiny_lm: LanguageModel) -> None:
+    # 128 × 17 tokens behind a shared block: the last prompt of a step does not fit in whole.
+    moves, prompt = free(1, 2), [0] + [4 + i % 20 for i in range(48)]
+    samples = draw(engine, prompt, moves, 128)
+    assert len(samples) == 128
+    assert_log_q(samples[-1], tiny_lm.model, moves, prompt=prompt)
+
+
 def test_an_idle_step_returns_nothing(engine: Engine) -> None:
     assert engine.step() == []
 

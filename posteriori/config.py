@@ -141,6 +141,16 @@ class ReplayConfig(Section):
     fsync: Literal["everysec", "always"] = "everysec"
 
     @model_validator(mode="after")
+    def _affordable(self) -> ReplayConfig:
+        # Each trajectory is compared with all of its prompt while the server serves nobody else.
+        if self.near_duplicate_tolerance > 0 and self.capacity_per_prompt > 512:
+            raise ValueError(
+                f"near_duplicate_tolerance needs capacity_per_prompt <= 512, "
+                f"it is {self.capacity_per_prompt}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shares(self) -> ReplayConfig:
         if self.recent_share + self.prioritised_share > 1:
             raise ValueError("recent_share + prioritised_share is more than 1")

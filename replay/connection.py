@@ -16,6 +16,8 @@ from posteriori.errors import StorageFull, StorageUnreachable, UserError
 
 SOCKET_TIMEOUT_SECONDS = 30.0
 """A reply later than this counts as a lost connection; a rewrite of a large AOF takes seconds."""
+CONNECT_TIMEOUT_SECONDS = 5.0
+"""A host that does not even accept within this is taken to be unreachable."""
 HEALTH_CHECK_SECONDS = 15
 """An idle connection is pinged before use, so a server that restarted is noticed there."""
 RETRIES = 6
@@ -40,7 +42,7 @@ def connect(
     Args:
         redis_url: address; a password in it is never shown in a message.
         retries: attempts after the first one.
-        socket_timeout_seconds: longest wait for a connection or a reply.
+        socket_timeout_seconds: longest wait for a reply.
 
     Raises:
         StorageUnreachable: nothing answers, or the server refuses the credentials.
@@ -52,7 +54,7 @@ def connect(
             redis_url,
             decode_responses=False,
             socket_timeout=socket_timeout_seconds,
-            socket_connect_timeout=socket_timeout_seconds,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(
                 ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS),

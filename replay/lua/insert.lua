@@ -57,7 +57,9 @@ local function evict_until(fits)
   end
 end
 
--- Levenshtein distance below `limit`? Bounded first by lengths and by tokens in common, in O(n).
+-- Levenshtein distance below `limit`? Bounded first by lengths and by tokens in common, in O(n),
+-- then computed within `limit` of the diagonal: all cells outside are at least that, and what stands
+-- in `row` there from earlier rows is too.
 local function is_near(a, b, limit)
   local n, m = #a, #b
   if math.abs(n - m) >= limit then return false end
@@ -74,10 +76,15 @@ local function is_near(a, b, limit)
   if math.max(n, m) - common >= limit then return false end
   local row = {}
   for j = 0, m do row[j] = j end
+  local band = math.ceil(limit)
   for i = 1, n do
-    local diagonal, best = row[0], i
-    row[0] = i
-    for j = 1, m do
+    local from = math.max(1, i - band)
+    local diagonal, best = row[from - 1], limit
+    if from == 1 then
+      row[0] = i
+      best = i
+    end
+    for j = from, math.min(m, i + band) do
       local cost = diagonal
       if a[i] ~= b[j] then cost = math.min(diagonal, row[j], row[j - 1]) + 1 end
       diagonal = row[j]

@@ -49,6 +49,7 @@ def config(**changes: object) -> ReplayConfig:
         "slack_trajectories": UNLIMITED,
         "recent_share": 0.0,
         "prioritised_share": 0.0,
+        "capacity_per_prompt": 512 if "near_duplicate_tolerance" in changes else 4096,
         **changes,
     }
     return ReplayConfig.model_validate(values)

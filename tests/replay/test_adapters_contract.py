@@ -171,7 +171,7 @@ class TestOnRedis:
     def test_a_full_server_publishes_nothing(self, own_server: EmbeddedServer) -> None:
         client = connect(own_server.url)
         store = RedisAdapters(client, "test")
-        client.config_set("maxmemory", client.info("memory")["used_memory"] - 1)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
         with pytest.raises(StorageFull, match="maxmemory"):
             store.publish(1, FILES)
         assert (store.latest(), client.keys("posteriori*")) == (0, [])

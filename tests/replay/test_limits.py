@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from replay.memory_buffer import MemoryBuffer
 from replay.redis_buffer import RedisBuffer
@@ -107,3 +109,10 @@ def test_the_bound_holds_on_both_sides(client: redis.Redis) -> None:
             else:
                 raise AssertionError("nobody was ever made to wait")
         assert buffer.stats().drawn == drawn > 0
+
+
+def test_near_duplicates_need_small_prompts() -> None:
+    with pytest.raises(ValidationError, match="capacity_per_prompt <= 512, it is 513"):
+        config(near_duplicate_tolerance=0.1, capacity_per_prompt=513)
+    assert config(near_duplicate_tolerance=0.1, capacity_per_prompt=512)
+    assert config(near_duplicate_tolerance=0.0, capacity_per_prompt=513)

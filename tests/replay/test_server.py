@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 from posteriori.errors import StorageUnreachable, UserError
-from replay.server import EmbeddedServer, connect
+from replay.server import EmbeddedServer, connect, running_address
 
 
 def test_it_serves_and_cleans_up(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "redis", capacity_bytes=2**20) as server:
         socket = Path(server.url.removeprefix("unix://"))
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        assert (server.directory / "address").read_text() == server.url
+        assert running_address(server.directory) == server.url
         client = connect(server.url)
         client.set("key", b"\x00\xff")
         assert client.get("key") == b"\x00\xff"
@@ -33,7 +33,8 @@ def test_it_serves_and_cleans_up(tmp_path: Path) -> None:
         process = psutil.Process(server.pid)
     assert not process.is_running()
     assert not socket.parent.exists()
-    assert not (server.directory / "address").exists()
+    with pytest.raises(UserError, match="No Redis server runs in"):
+        running_address(server.directory)
     assert not server.alive
     server.stop()
 
@@ -48,6 +49,15 @@ def test_starting_twice_is_starting_once(own_server: EmbeddedServer) -> None:
     pid = own_server.pid
     own_server.start()
     assert own_server.pid == pid
+
+
+def test_it_starts_again_after_an_orderly_end(own_server: EmbeddedServer) -> None:
+    client = connect(own_server.url)
+    client.set("key", "value")
+    client.shutdown()
+    own_server._supervisor.wait()  # type: ignore[union-attr]
+    own_server.start()
+    assert client.get("key") == b"value"
 
 
 def test_a_second_owner_is_refused(own_server: EmbeddedServer) -> None:
@@ -96,11 +106,17 @@ def test_ctrl_c_reaches_the_owner_and_not_the_server(
 ) -> None:
     assert owner.stdout is not None
     server_process = psutil.Process(int(owner.stdout.readline()))
+    supervisor = server_process.parent()
+    assert supervisor is not None
+    socket = Path((tmp_path / "redis" / "address").read_text().removeprefix("unix://"))
+    assert socket.exists()
     assert os.getpgid(server_process.pid) != os.getpgid(owner.pid)
     assert os.getsid(server_process.pid) != os.getsid(owner.pid)
     os.killpg(os.getpgid(owner.pid), signal.SIGINT)
     owner.wait()
     server_process.wait(30)  # it ends because its owner did
+    assert psutil.wait_procs([supervisor], timeout=30)[1] == []
+    assert not socket.parent.exists()
 
 
 def test_a_stale_pid_of_another_process_is_left_alone(tmp_path: Path) -> None:

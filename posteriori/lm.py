@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from posteriori.tree import TokenTree, TreeBuilder, batches
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
 """Directory of the model that ships with the project."""
+
+FINGERPRINT_VALUES = 4096
 
 NODES_PER_FORWARD = 4096
 """Tree nodes, padding included, in one scoring forward."""
@@ -106,6 +109,16 @@ class LanguageModel:
                 f"{self.name}: logits differ from the LM head applied to the last hidden state by {gap:.2g}.",
                 "This architecture scales or caps its logits; it is not supported yet.",
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights' names, shapes and first values: another model almost surely differs."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            head = tensor.detach().flatten()[:FINGERPRINT_VALUES].cpu().contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(head.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def bos(self) -> int | None:

@@ -41,6 +41,7 @@ class LoadedRun:
                 "Train it first, or continue it with --resume.",
             )
         base = LanguageModel.load(config.model, dtype=config.dtype)
+        directory.check_base(base)
         return cls(directory, config, base, build_problems(config, base))
 
     def policy(self, adapter: Path | None = None) -> LanguageModel:

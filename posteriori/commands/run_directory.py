@@ -14,16 +14,17 @@ import yaml
 from posteriori import config as run_file
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
+from posteriori.lm import LanguageModel
 
 
 @dataclass(frozen=True)
 class RunDirectory:
     """Layout of a run's directory.
 
-    ``run.yaml`` the resolved run file · ``redis/`` the embedded server's data · ``checkpoints/`` ·
-    ``adapter/`` the newest adapter, a PEFT directory · ``early-adapters/`` the last that was still far
-    from each posterior · ``oracle/`` · ``tensorboard/`` · ``logs/`` · ``report.md``,
-    ``report.json``, ``plots/``.
+    ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``redis/`` the
+    embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
+    ``early-adapters/`` the last that was still far from each posterior · ``oracle/`` ·
+    ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/``.
     """
 
     path: Path
@@ -48,15 +49,31 @@ class RunDirectory:
         return self.path / "oracle"
 
     @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
     def plots(self) -> Path:
         return self.path / "plots"
 
-    def create(self, config: RunConfig) -> None:
+    @property
+    def _base_file(self) -> Path:
+        return self.path / "base-model"
+
+    def check_base(self, lm: LanguageModel) -> None:
+        """Refuse a base model with other weights than the run was started with.
+
+        Raises:
+            UserError: they differ: adapter, oracle and stored rewards would silently be wrong.
+        """
+        if self._base_file.read_text(encoding="utf-8") != lm.fingerprint:
+            raise UserError(
+                f"{self.path} was started on other weights than {lm.name} holds now.",
+                "Bring the old weights back, or start a new run.",
+            )
+
+    def create(self, config: RunConfig, lm: LanguageModel) -> None:
         """Start a new run here.
+
+        Args:
+            config: written as ``run.yaml``.
+            lm: its base model, remembered by fingerprint.
 
         Raises:
             UserError: there is a run here already, or the disk refuses.
@@ -68,6 +85,7 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._base_file.write_text(lm.fingerprint, encoding="utf-8")
             temporary = self.config_file.with_suffix(".tmp")
             temporary.write_text(run_file.dump(config), encoding="utf-8")
             temporary.rename(self.config_file)

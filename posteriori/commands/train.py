@@ -62,7 +62,7 @@ def start(config: RunConfig, console: Console) -> dict[str, Any]:
     """
     lm, problems = _validated(config)
     directory = RunDirectory(config.directory)
-    directory.create(config)
+    directory.create(config, lm)
     return _run(directory, config, lm, problems, console, resuming=False)
 
 
@@ -71,6 +71,7 @@ def resume(name: str, console: Console) -> dict[str, Any]:
     directory = find(name)
     config = directory.load()
     lm, problems = _validated(config)
+    directory.check_base(lm)
     return _run(directory, config, lm, problems, console, resuming=True)
 
 

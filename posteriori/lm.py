@@ -54,7 +54,9 @@ class LanguageModel:
             UserError: nothing loadable is there.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would break into the run's own progress view
         path = model_path(name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,140 @@
+"""The command line: a user's mistake is one paragraph with the fix, exit status 2, and nothing is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from posteriori import cli
+
+PROBLEM = {
+    "name": "p",
+    "kind": "tempered",
+    "prompts": [{"x": " the cat"}],
+    "alphabet": [" sat", " ran"],
+    "stop": ".",
+    "max_tokens": 3,
+}
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    tiny_lm_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """Call the command line on a run file with changes; returns (status, output, errors)."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def call(
+        *arguments: str, problem: dict[str, Any] | None = None, **settings: Any
+    ) -> tuple[int, str, str]:
+        config = {
+            "run": "r",
+            "model": str(tiny_lm_path),
+            "output_directory": str(tmp_path / "runs"),
+            "problems": [{**PROBLEM, **(problem or {})}],
+            "sampling": {"engine": "transformers"},
+            **settings,
+        }
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump(config))
+        filled = [argument.replace("FILE", str(file)) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["posteriori", *filled])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_dry_run_prints_the_resolved_file_and_starts_nothing(run: Any, tmp_path: Path) -> None:
+    status, output, _ = run("train", "FILE", "--dry-run")
+    assert status == 0
+    assert "capacity_bytes: 268435456" in output  # a default, resolved
+    assert "# p: 1 prompts, up to 14 legal Z, exact oracle" in output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("mode", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learner": {"lerning_rate": 1}}, "`learning_rate`"),
+        ({"model": "/no/such/model"}, "Cannot load a causal language model from '/no/such/model'"),
+        ({"problem": {"alphabet": [" sat", " sta"]}}, "Alphabet entry ' sta' is not one token"),
+        ({"problem": {"max_tokens": 400}}, "the context of"),
+        ({"problem": {"min_tokens": 9}}, "min_tokens (9) is greater than max_tokens (3)"),
+        ({"learner": {"lora_rank": 7}}, "nearest rank it serves is 8"),
+        ({"learner": {"lora_targets": ["lm_head"]}}, "lm_head"),
+        ({"problem": {"prompts": "nowhere.jsonl"}}, "Cannot read prompts from nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    run: Any, tmp_path: Path, mode: list[str], changes: dict[str, Any], message: str
+) -> None:
+    status, _, errors = run("train", "FILE", *mode, **changes)
+    assert status == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_redis_that_does_not_answer(run: Any) -> None:
+    status, _, errors = run("train", "FILE", replay={"redis_url": "redis://:secret@127.0.0.1:1/0"})
+    assert status == 2
+    assert "127.0.0.1:1" in errors and "does not answer" in errors
+    assert "secret" not in errors
+
+
+def test_output_directory_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, errors = run("train", "FILE", output_directory=str(tmp_path / "file" / "below"))
+    assert status == 2
+    assert "Cannot write" in errors and "output_directory" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train"], "either a run file or --resume"),
+        (["train", "/no/such.yaml"], "Cannot read run file"),
+        (["train", "--resume", "nothing-here"], "No run 'nothing-here'"),
+        (["sample", "nothing-here"], "No run 'nothing-here'"),
+        (["verify", "nothing-here"], "No run 'nothing-here'"),
+        (["sample", "nothing-here", "--field", "x"], "has no `=`"),
+        (["pretrain", "--out", "somewhere", "--recipe", "huge"], "No recipe 'huge'"),
+    ],
+)
+def test_wrong_arguments(run: Any, arguments: list[str], message: str) -> None:
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert message in errors
+
+
+def test_a_run_on_other_weights_is_refused(run: Any, tmp_path: Path, tiny_lm_path: Path) -> None:
+    from posteriori.commands.run_directory import RunDirectory
+    from posteriori.config import load
+    from posteriori.lm import LanguageModel
+    from tests.tiny import write_tiny_lm
+
+    run("train", "FILE", "--dry-run")
+    config = load(tmp_path / "run.yaml")
+    other = LanguageModel.load(str(write_tiny_lm(tmp_path / "other", seed=1)))
+    RunDirectory(config.directory).create(config, other)
+    status, _, errors = run("train", "--resume", str(config.directory))
+    assert status == 2
+    assert "other weights" in errors
+
+
+def test_doctor_reports_as_json(run: Any) -> None:
+    status, output, _ = run("doctor", "--json")
+    checks = json.loads(output)
+    assert status in (0, 1)
+    assert checks

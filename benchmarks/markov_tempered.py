@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-file", type=Path, default=RUN_FILE)
     parser.add_argument("--engine", choices=("vllm", "transformers"))
-    parser.add_argument("--fit-steps", type=int, default=2000)
+    parser.add_argument("--fit-steps", type=int, default=1200)
     parser.add_argument("--draws", type=int, default=2048, help="exact draws from σ for each X")
     parser.add_argument("--measure-only", action="store_true", help="of a finished run")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""`posteriori train` for real: Ray, Redis and the learner's own process; what users see on the way.
+"""`posteriori train` for real: Ray, Redis, vLLM and the learner's own process; what users see.
 
-The tiny model and the transformers engine keep it short; `tests/test_vllm_run.py` does it with vLLM.
+The tiny model keeps it short, and where the engine is not the point the transformers one does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 ALPHABET = [" cat", " dog", " ran", " slept"]
 
 
-def run_file(directory: Path, model: Path, **learner: object) -> Path:
+def run_file(directory: Path, model: Path, engine: str = "transformers", **learner: object) -> Path:
     settings = {
         "run": "t",
         "model": str(model),
@@ -40,7 +40,7 @@ def run_file(directory: Path, model: Path, **learner: object) -> Path:
                 "temperature": 0.7,
             }
         ],
-        "sampling": {"engine": "transformers", "group_size": 16, "groups_in_flight": 4},
+        "sampling": {"engine": engine, "group_size": 16, "groups_in_flight": 4},
         "learner": {
             "steps": 60,
             "prompts_per_step": 1,
@@ -96,8 +96,9 @@ def below(pid: int, name: str) -> list[psutil.Process]:
     return found
 
 
-def test_train_sample_verify(tiny_lm_path: Path, tmp_path: Path) -> None:
-    file = run_file(tmp_path, tiny_lm_path)
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_train_sample_verify(engine: str, tiny_lm_path: Path, tmp_path: Path) -> None:
+    file = run_file(tmp_path, tiny_lm_path, engine)
     train = posteriori("train", str(file), cwd=tmp_path)
     output = finish(train)
     assert train.returncode == 0, output

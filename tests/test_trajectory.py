@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import msgpack
@@ -55,10 +56,8 @@ def test_truncated_or_changed_bytes_never_crash(data: st.DataObject) -> None:
         payload = payload[: data.draw(st.integers(0, len(payload) - 1))]
     else:
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(CorruptPayload):
         decode(bytes(payload))
-    except CorruptPayload:
-        pass
 
 
 @pytest.mark.parametrize(

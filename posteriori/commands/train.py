@@ -187,7 +187,13 @@ def _summary(
     last: dict[str, float] = {}
     for row in watch.history:
         last.update(row)
-    ratios = [float(row["idle_ratio"]) for row in watch.actors.values() if "idle_ratio" in row]
+    actors = [row for row in watch.actors.values() if "idle_ratio" in row]
+    ratios = [float(row["idle_ratio"]) for row in actors]
+    seconds = {
+        what: sum(float(row[f"{what}_seconds"]) for row in actors)
+        for what in ("sampling", "scoring", "inserting", "loading", "waiting")
+    }
+    total = sum(seconds.values()) or 1.0
     return {
         "run": config.run,
         "steps": int(last.get("step", 0)),
@@ -205,6 +211,11 @@ def _summary(
             "trajectories drawn": stats.drawn,
             "trajectories evicted": stats.evicted,
             "trajectories rejected": last.get("rejected", 0.0),
+            "tokens sampled": sum(float(row["tokens"]) for row in actors),
+            "adapter versions loaded by actors": sum(
+                float(row["adapters_loaded"]) for row in actors
+            ),
+            **{f"actors' time: {what}": value / total for what, value in seconds.items()},
         },
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import interegular
 import numpy as np
-from interegular.fsm import anything_else
+from interegular.fsm import State, anything_else
 from numpy.typing import NDArray
 
 from posteriori.errors import UserError
@@ -51,13 +51,14 @@ def from_regex(pattern: str, texts: Sequence[str]) -> Automaton:
     return next_state, accepting
 
 
-def _run(machine: interegular.FSM, state: int | str, text: str) -> int | str | None:
-    current: int | str | None = state
+def _run(machine: interegular.FSM, state: State, text: str) -> State | None:
+    current = state
     for character in text:
         symbol = machine.alphabet[character if character in machine.alphabet else anything_else]
-        current = machine.map.get(current, {}).get(symbol)
-        if current is None:
+        following = machine.map.get(current, {}).get(symbol)
+        if following is None:
             return None
+        current = following
     return current
 
 

@@ -174,6 +174,7 @@ def test_peft_loads_the_files_unchanged(tiny_lm, tmp_path):
     assert files[ADAPTER_WEIGHTS] == (tmp_path / "peft" / ADAPTER_WEIGHTS).read_bytes()
 
 
+@pytest.mark.vllm
 def test_vllm_reads_the_adapter_config(tiny_lm, tmp_path):
     helper = pytest.importorskip("vllm.lora.peft_helper")
     (tmp_path / ADAPTER_CONFIG).write_bytes(shaken_policy(tiny_lm).adapter_files()[ADAPTER_CONFIG])

@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -59,10 +58,28 @@ def pack_rows(tokenizer: PreTrainedTokenizerBase, seed: int, rows: int, row_toke
     return packed
 
 
+def document_inputs(ids: torch.Tensor, bos: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions [rows, tokens] and mask [rows, 1, tokens, tokens] that keep packed documents apart.
+
+    Positions count from each `bos`; a token sees its own document up to itself, as it will when it
+    is used. Without this the words of five other stories compete for every reference, and the model
+    takes several times as many steps to learn who a story is about.
+    """
+    starts = ids == bos
+    place = torch.arange(ids.shape[1], device=ids.device)
+    positions = place - torch.where(starts, place, 0).cummax(dim=1).values
+    document = starts.cumsum(dim=1)
+    same = document[:, :, None] == document[:, None, :]
+    return positions, (same & (place[:, None] >= place[None, :]))[:, None]
+
+
 def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of ids[:, 1:] given what is before them; ids [rows, tokens]."""
-    logits = model(input_ids=ids[:, :-1]).logits.float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    """Mean cross-entropy in nats of the tokens of packed documents but BOS; ids [rows, tokens]."""
+    bos = model.config.bos_token_id
+    positions, mask = document_inputs(ids[:, :-1], bos)
+    logits = model(input_ids=ids[:, :-1], position_ids=positions, attention_mask=mask).logits
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == bos, -100)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 def held_out_loss(model: LlamaForCausalLM, rows: Rows, batch_rows: int = 16) -> float:
@@ -171,7 +188,7 @@ def _optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
 
 
 def _restore(
@@ -185,16 +202,15 @@ def _restore(
     if not path.exists():
         return 0
     state = torch.load(path, map_location=model.device, weights_only=True)
-    begun = Recipe(**json.loads(state["recipe"]))
-    lengthened = replace(begun, steps=recipe.steps) if state["step"] <= begun.decay_start else begun
-    if lengthened != recipe or (begun != recipe and state["step"] > recipe.decay_start):
+    begun, done = Recipe.from_json(state["recipe"]), int(state["step"])
+    if not recipe.goes_on(begun, done):
         raise ValueError(
             f"{path} belongs to another recipe, {begun}; give another directory or remove it"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     report.update(json.loads(state["report"]))
-    return int(state["step"])
+    return done
 
 
 def _checkpoint(
@@ -206,7 +222,7 @@ def _checkpoint(
     step: int,
 ) -> None:
     state = {
-        "recipe": json.dumps(asdict(recipe)),
+        "recipe": recipe.as_json(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "report": json.dumps(report),

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from typing import ClassVar, Final
 
 from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A stretch of training: warm-up, constant rate, then a cosine down over the last `decay_steps`."""
+
+    steps: int
+    learning_rate: float
+    decay_steps: int
 
 
 @dataclass(frozen=True)
@@ -18,13 +28,11 @@ class Recipe:
     heads: int
     layers: int
     intermediate: int
-    steps: int
+    cycles: tuple[Cycle, ...]
     batch_rows: int
     row_tokens: int = 256
-    learning_rate: float = 2.5e-3
     final_learning_rate: float = 5e-5
     warmup_steps: int = 100
-    decay_steps: int = 800
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
     seed: int = 1
@@ -34,25 +42,44 @@ class Recipe:
     HEAD_DIM: ClassVar[int] = 64
     MAX_POSITIONS: ClassVar[int] = 512
 
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, constant, then a cosine down to the final rate; a function of the step,
-        never of the clock.
-
-        Only the last `decay_steps` depend on the length of the run, so a run can be made longer or
-        shorter on its way and is still the run that its final recipe describes.
-        """
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if step < self.decay_start:
-            return self.learning_rate
-        progress = (step - self.decay_start) / self.decay_steps
-        span = self.learning_rate - self.final_learning_rate
-        return self.final_learning_rate + span * 0.5 * (1 + cos(pi * progress))
-
     @property
-    def decay_start(self) -> int:
-        """The first step whose learning rate depends on the length of the run."""
-        return self.steps - self.decay_steps
+    def steps(self) -> int:
+        """Length of the whole run."""
+        return sum(cycle.steps for cycle in self.cycles)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of step 0, 1, …; a function of the step alone, never of the clock."""
+        cycle = self.cycles[0]
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                break
+            step -= cycle.steps
+        if step < self.warmup_steps:
+            return cycle.learning_rate * (step + 1) / self.warmup_steps
+        decayed = max(0, step - (cycle.steps - cycle.decay_steps)) / cycle.decay_steps
+        span = cycle.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * 0.5 * (1 + cos(pi * decayed))
+
+    def as_json(self) -> str:
+        """All fields as one line, for a checkpoint."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """The inverse of `as_json`."""
+        fields = json.loads(text)
+        return Recipe(**{**fields, "cycles": tuple(Cycle(**each) for each in fields["cycles"])})
+
+    def goes_on(self, begun: Recipe, steps_done: int) -> bool:
+        """Whether a run of `begun` is, after so many steps, where a run of this recipe would be.
+
+        So a run may be given another end on its way, as long as its rates up to now stay the same.
+        """
+        same_rates = all(
+            begun.learning_rate_at(step) == self.learning_rate_at(step)
+            for step in range(steps_done)
+        )
+        return same_rates and replace(begun, cycles=self.cycles) == self
 
     def model_config(self, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
         """The Llama configuration for this shape and `tokenizer`."""
@@ -80,16 +107,18 @@ RECIPES: Final = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "pocket", hidden=192, heads=3, layers=4, intermediate=640, steps=3400, batch_rows=12
+            "pocket", hidden=192, heads=3, layers=4, intermediate=640, batch_rows=12,
+            cycles=(Cycle(1400, 2.5e-3, decay_steps=700), Cycle(1400, 1.5e-3, decay_steps=1300)),
         ),
         Recipe(
-            "pocket-large", hidden=512, heads=8, layers=8, intermediate=1408, steps=20_000,
-            batch_rows=128, learning_rate=1e-3, warmup_steps=500, decay_steps=4000,
+            "pocket-large", hidden=512, heads=8, layers=8, intermediate=1408, batch_rows=128,
+            cycles=(Cycle(20_000, 1e-3, decay_steps=10_000),), warmup_steps=500,
             dtype="bfloat16", checkpoint_steps=1000,
         ),
         Recipe(
-            "pocket-tiny", hidden=64, heads=1, layers=1, intermediate=128, steps=20, batch_rows=4,
-            row_tokens=64, warmup_steps=4, decay_steps=8, checkpoint_steps=10,
+            "pocket-tiny", hidden=64, heads=1, layers=1, intermediate=128, batch_rows=4,
+            cycles=(Cycle(20, 2.5e-3, decay_steps=8),), row_tokens=64, warmup_steps=4,
+            checkpoint_steps=10,
         ),
     )
 }  # fmt: skip

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from posteriori.pocket import WEIGHTS
-from posteriori.pocket.pretrain import pack_rows, pretrain
-from posteriori.pocket.recipe import RECIPES
+from posteriori.pocket.pretrain import document_inputs, pack_rows, pretrain
+from posteriori.pocket.recipe import RECIPES, Cycle
+from tests.pocket.conftest import Pocket
 
 TINY = RECIPES["pocket-tiny"]
 
@@ -41,8 +42,7 @@ def test_it_learns_and_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_a_longer_run_is_the_same_until_the_rate_decays(tmp_path: Path) -> None:
-    longer = replace(TINY, steps=22)
-    assert TINY.decay_start == 12
+    longer = replace(TINY, cycles=(Cycle(22, 2.5e-3, decay_steps=6),))
     pretrain(TINY, _folder(tmp_path / "grown"), stop_after_steps=12)
     pretrain(longer, tmp_path / "grown", stop_after_steps=2)
     pretrain(longer, _folder(tmp_path / "long"), stop_after_steps=14)
@@ -57,12 +57,31 @@ def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
         pretrain(replace(TINY, seed=2), tmp_path)
 
 
+def test_packed_documents_do_not_see_each_other(pocket: Pocket) -> None:
+    """Logits in a packed row equal those of each document alone."""
+    model, tokenizer = pocket
+    texts = ["Tom had a red key.", "Question: 6 - 4 = ? Answer:", "3, 17, 42."]
+    each = [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
+    positions, mask = document_inputs(torch.cat(each)[None], tokenizer.bos_token_id)
+    with torch.no_grad():
+        packed = model(
+            input_ids=torch.cat(each)[None], position_ids=positions, attention_mask=mask
+        ).logits[0]
+        alone = torch.cat([model(input_ids=ids[None]).logits[0] for ids in each])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
 def test_learning_rate() -> None:
     recipe = RECIPES["pocket"]
     rates = [recipe.learning_rate_at(step) for step in range(recipe.steps)]
-    assert rates[0] == pytest.approx(recipe.learning_rate / recipe.warmup_steps)
-    assert max(rates) == recipe.learning_rate
-    assert rates[-1] == pytest.approx(recipe.final_learning_rate, rel=0.01)
+    start = 0
+    for cycle in recipe.cycles:
+        own = rates[start : start + cycle.steps]
+        assert own[0] == pytest.approx(cycle.learning_rate / recipe.warmup_steps)
+        assert max(own) == own[recipe.warmup_steps] == pytest.approx(cycle.learning_rate)
+        assert own[-1] == pytest.approx(recipe.final_learning_rate, rel=0.01)
+        start += cycle.steps
+    assert start == len(rates)
 
 
 def test_rows_are_a_prefix_of_longer_ones(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,7 +4,7 @@
 
 Makes the reward LM and the policy's base if they are not there, trains as ``posteriori train`` does, and
 then measures with exact draws of σ from dynamic programming; nothing of the oracle is seen before. Ends
-with a JSON line, and with status 1 if KL(σ‖q) exceeds a tenth of KL(σ‖reward LM).
+with a JSON line, and with status 1 if KL(σ‖q) exceeds a tenth of KL(σ‖reward LM), averaged over the X's.
 """
 
 from __future__ import annotations
@@ -110,17 +110,17 @@ def measure(run: LoadedRun, draws: int, seed: int) -> list[Row]:
 
 
 def show(rows: list[Row], console: Console) -> float:
-    """Print the table; return mean KL(σ‖q) over mean KL(σ‖reward LM)."""
-    table = Table(title="Tempered, length ≤ 32, exact by dynamic programming (nats)")
+    """Print the table; return KL(σ‖q) over KL(σ‖reward LM), both averaged over the X's."""
+    table = Table(title="KL(σ‖·) in nats, tempered posterior of length ≤ 32")
     columns = (
         "x",
         "log Z",
         "length",
-        "KL(σ‖reward LM)",
-        "KL(σ‖local)",
-        "KL(σ‖base)",
-        "KL(σ‖q)",
-        "TV",
+        "reward LM",
+        "local",
+        "base",
+        "policy",
+        "policy's TV",
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "x" else "right")

@@ -43,10 +43,10 @@ def doctor(
 
 @app.command()
 def train(
-    run_file: Annotated[Path | None, typer.Argument(help="Run file, YAML.")] = None,
+    run: Annotated[str, typer.Argument(help="Run file; with --resume also a run by name.")],
     resume: Annotated[
-        str | None, typer.Option(help="Continue this run from its last checkpoint and buffer.")
-    ] = None,
+        bool, typer.Option("--resume", help="Continue from the last checkpoint and buffer.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Validate everything, print the resolved run file, start nothing.")
     ] = False,
@@ -54,19 +54,17 @@ def train(
 ) -> None:
     """Train a policy whose samples follow the posterior of a run file."""
     from posteriori.commands import train as command
+    from posteriori.commands.run_directory import find
     from posteriori.config import load
 
-    if (run_file is None) == (resume is None):
-        raise UserError("Give either a run file or --resume RUN.", "See `posteriori train --help`.")
-    if resume is not None:
-        command.resume(resume, console)
-        return
-    assert run_file is not None
-    config = load(run_file)
+    is_file = run.endswith((".yaml", ".yml"))
+    config = load(Path(run)) if is_file or not resume else find(run).load()
     if wandb:
         config = config.model_copy(update={"wandb": True})
     if dry_run:
         command.dry_run(config, console)
+    elif resume:
+        command.resume(config, console)
     else:
         command.start(config, console)
 

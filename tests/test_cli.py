@@ -10,6 +10,10 @@ import pytest
 import yaml
 
 from posteriori import cli
+from posteriori.commands.run_directory import RunDirectory
+from posteriori.config import load
+from posteriori.lm import LanguageModel
+from tests.tiny import write_tiny_lm
 
 PROBLEM = {
     "name": "p",
@@ -103,9 +107,9 @@ def test_output_directory_that_cannot_be_written(run: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train"], "either a run file or --resume"),
+        (["train", "no-file"], "Cannot read run file no-file"),
         (["train", "/no/such.yaml"], "Cannot read run file"),
-        (["train", "--resume", "nothing-here"], "No run 'nothing-here'"),
+        (["train", "nothing-here", "--resume"], "No run 'nothing-here'"),
         (["sample", "nothing-here"], "No run 'nothing-here'"),
         (["verify", "nothing-here"], "No run 'nothing-here'"),
         (["sample", "nothing-here", "--field", "x"], "has no `=`"),
@@ -119,18 +123,24 @@ def test_wrong_arguments(run: Any, arguments: list[str], message: str) -> None:
 
 
 def test_a_run_on_other_weights_is_refused(run: Any, tmp_path: Path, tiny_lm_path: Path) -> None:
-    from posteriori.commands.run_directory import RunDirectory
-    from posteriori.config import load
-    from posteriori.lm import LanguageModel
-    from tests.tiny import write_tiny_lm
-
     run("train", "FILE", "--dry-run")
     config = load(tmp_path / "run.yaml")
     other = LanguageModel.load(str(write_tiny_lm(tmp_path / "other", seed=1)))
     RunDirectory(config.directory).create(config, other)
-    status, _, errors = run("train", "--resume", str(config.directory))
+    status, _, errors = run("train", str(config.directory), "--resume")
     assert status == 2
     assert "other weights" in errors
+
+
+def test_a_run_is_not_continued_as_another_one(
+    run: Any, tmp_path: Path, tiny_lm: LanguageModel
+) -> None:
+    run("train", "FILE", "--dry-run")
+    config = load(tmp_path / "run.yaml")
+    RunDirectory(config.directory).create(config, tiny_lm)
+    status, _, errors = run("train", "FILE", "--resume", problem={"max_tokens": 2})
+    assert status == 2
+    assert "`problems` is not what the run" in errors
 
 
 def test_doctor_reports_as_json(run: Any) -> None:

@@ -160,22 +160,23 @@ def test_an_actor_is_replaced_then_ctrl_c_then_resume(tiny_lm_path: Path, tmp_pa
     assert before["stopped_early"] and before["steps"] >= 200
     assert before["restarts"] == 1
 
-    after = resume_for(run, before["steps"] + 20)
+    after = resume_for(file, before["steps"] + 20)
     assert after["steps"] == before["steps"] + 20
     assert after["adapter_version"] > before["adapter_version"]
     inserted = "trajectories inserted"
     assert after["counters"][inserted] > before["counters"][inserted]
 
 
-def resume_for(run: Path, steps: int) -> dict[str, Any]:
-    """Continue a run to a given step; the summary of its report."""
-    settings = yaml.safe_load((run / "run.yaml").read_text())
+def resume_for(file: Path, steps: int) -> dict[str, Any]:
+    """Continue the run of a run file to a given step; the summary of its report."""
+    settings = yaml.safe_load(file.read_text())
     settings["learner"]["steps"] = steps
-    (run / "run.yaml").write_text(yaml.safe_dump(settings))
-    process = posteriori("train", "--resume", str(run), cwd=run.parent)
+    file.write_text(yaml.safe_dump(settings))
+    process = posteriori("train", str(file), "--resume", cwd=file.parent)
     output = finish(process)
     assert process.returncode == 0, output
-    summary: dict[str, Any] = json.loads((run / "report.json").read_text())["summary"]
+    report = file.parent / "runs" / "t" / "report.json"
+    summary: dict[str, Any] = json.loads(report.read_text())["summary"]
     return summary
 
 
@@ -190,7 +191,7 @@ def test_kill_9_of_everything_then_resume(tiny_lm_path: Path, tmp_path: Path) ->
     finish(train)
     run = tmp_path / "runs" / "t"
     assert not (run / "report.json").exists()
-    summary = resume_for(run, 120)
+    summary = resume_for(file, 120)
     assert summary["steps"] == 120
     # Resumed from a checkpoint, not from the start, and 60 steps of 32 had been drawn before the kill.
     assert summary["counters"]["trajectories drawn"] >= (60 + 120 - 60) * 32

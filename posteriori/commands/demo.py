@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,8 @@ def demo(output: Path, console: Console) -> dict[str, Any]:
         log Z exact and estimated from weights, seconds; ``idle``: share of time each component waited.
     """
     config = load(RUN_FILE)
-    name = next(
-        name
-        for name in (config.run, *(f"{config.run}-{n}" for n in count(2)))
-        if not (output / name / "run.yaml").exists()
-    )
+    names = chain([config.run], (f"{config.run}-{number}" for number in count(2)))
+    name = next(name for name in names if not (output / name / "run.yaml").exists())
     config = config.model_copy(update={"run": name, "output_directory": output})
     report = train.start(config, console)
     for assessment in report["assessments"]:

@@ -68,6 +68,26 @@ class RunDirectory:
                 "Bring the old weights back, or start a new run.",
             )
 
+    def check_resumable(self, config: RunConfig) -> None:
+        """Refuse to continue this run as another one.
+
+        Raises:
+            UserError: no run lives here, or its model, problems or adapter shape differ.
+        """
+        old = self.load()
+        for name, before, now in (
+            ("model", old.model, config.model),
+            ("dtype", old.dtype, config.dtype),
+            ("problems", old.problems, config.problems),
+            ("learner.lora_rank", old.learner.lora_rank, config.learner.lora_rank),
+            ("learner.lora_targets", old.learner.lora_targets, config.learner.lora_targets),
+        ):
+            if before != now:
+                raise UserError(
+                    f"`{name}` is not what the run at {self.path} was started with.",
+                    "Start a new run under another `run` name.",
+                )
+
     def create(self, config: RunConfig, lm: LanguageModel) -> None:
         """Start a new run here.
 
@@ -86,14 +106,28 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._base_file.write_text(lm.fingerprint, encoding="utf-8")
-            temporary = self.config_file.with_suffix(".tmp")
+        except OSError as cause:
+            raise self._unwritable(cause) from cause
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write ``run.yaml``, whole or not at all.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        temporary = self.config_file.with_suffix(".tmp")
+        try:
             temporary.write_text(run_file.dump(config), encoding="utf-8")
             temporary.rename(self.config_file)
         except OSError as cause:
-            raise UserError(
-                f"Cannot write {self.path}: {cause.strerror}.",
-                "Free space or choose another output_directory.",
-            ) from cause
+            raise self._unwritable(cause) from cause
+
+    def _unwritable(self, cause: OSError) -> UserError:
+        return UserError(
+            f"Cannot write {self.path}: {cause.strerror}.",
+            "Free space or choose another output_directory.",
+        )
 
     def load(self) -> RunConfig:
         """The resolved run file of the run that lives here.

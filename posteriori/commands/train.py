@@ -23,7 +23,7 @@ from posteriori.commands.interrupts import Interrupts
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.progress import ProgressView
 from posteriori.commands.report import RunSummary
-from posteriori.commands.run_directory import RunDirectory, find
+from posteriori.commands.run_directory import RunDirectory
 from posteriori.commands.watch import Watch
 from posteriori.config import RunConfig
 from posteriori.lm import LanguageModel
@@ -66,12 +66,19 @@ def start(config: RunConfig, console: Console) -> dict[str, Any]:
     return _run(directory, config, lm, problems, console, resuming=False)
 
 
-def resume(name: str, console: Console) -> dict[str, Any]:
-    """Continue a run from its last checkpoint, with its buffer; raises like ``start``."""
-    directory = find(name)
-    config = directory.load()
+def resume(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Continue a run from its last checkpoint, with its buffer.
+
+    Settings that do not change what is learned may differ from those the run was started with.
+
+    Raises:
+        UserError: no such run, other weights, problems or adapter shape; or like ``start``.
+    """
+    directory = RunDirectory(config.directory)
+    directory.check_resumable(config)
     lm, problems = _validated(config)
     directory.check_base(lm)
+    directory.write_config(config)
     return _run(directory, config, lm, problems, console, resuming=True)
 
 
@@ -133,9 +140,7 @@ def _train(
         pool.reconcile()  # engines start while the oracle is computed
         cases = exact_cases(problems, config.oracle_max_strings, directory.oracle)
         view = ProgressView(console, config.learner.steps, [case.name for case in cases])
-        watch = Watch(
-            config.run, registry, adapters, buffer, pool, directory, stack.enter_context(view)
-        )
+        watch = Watch(registry, adapters, buffer, pool, directory, stack.enter_context(view))
         learner = LearnerActor.remote(
             config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resuming
         )

@@ -31,7 +31,6 @@ class Watch:
     """Follows the learner of one run to its end.
 
     Args:
-        run: name, for messages.
         registry, adapters, buffer, pool: of the run.
         directory: where early adapters are kept.
         view: shows progress.
@@ -39,7 +38,6 @@ class Watch:
 
     def __init__(
         self,
-        run: str,
         registry: RunRegistry,
         adapters: AdapterStore,
         buffer: Buffer,
@@ -49,7 +47,6 @@ class Watch:
     ) -> None:
         self.history: list[dict[str, float]] = []
         self.actors: dict[str, Fields] = {}
-        self._run = run
         self._registry = registry
         self._adapters = adapters
         self._buffer = buffer
@@ -89,7 +86,7 @@ class Watch:
         except ray.exceptions.RayActorError as error:
             raise UserError(
                 f"The learner's process died: {str(error).splitlines()[0]}",
-                f"Its last checkpoint is whole; continue with --resume {self._run}.",
+                f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",
             ) from error
         self._read_metrics()
 
@@ -136,7 +133,10 @@ class Watch:
             what = f"No rollout actor can start: {quarantine}"
         else:
             return
-        raise UserError(what, f"Mend the cause, then continue with --resume {self._run}.")
+        raise UserError(
+            what,
+            f"Mend the cause, then continue with `posteriori train {self._directory.path} --resume`.",
+        )
 
     def _pass_on_stop(self, learner: Any, interrupts: Interrupts) -> None:
         if self._registry.stop_requested() is not None:
@@ -151,7 +151,7 @@ class Watch:
         elif now - self._stop_asked_seconds > STOP_DEADLINE_SECONDS:
             raise UserError(
                 f"The learner did not stop within {STOP_DEADLINE_SECONDS:g} s.",
-                f"Its last checkpoint is whole; continue with --resume {self._run}.",
+                f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",
             )
 
 

@@ -144,8 +144,17 @@ class LanguageModel:
         return len(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text`` alone, without special tokens."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        """Token ids of ``text`` alone, without special tokens.
+
+        Raises:
+            UserError: the tokenizer has no token for a part of the text.
+        """
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        except Exception as cause:  # tokenizers raises nothing narrower
+            raise UserError(
+                f"{self.name} cannot tokenise {text!r}: {cause}.", "Use words of its vocabulary."
+            ) from cause
         return ids
 
     def context(self, text: str) -> list[int]:

@@ -115,3 +115,12 @@ def test_a_problem_of_your_own_lives_outside_the_package(
     (theirs,) = plain.reward.log_reward(plain.prompts[0], [z])
     assert ours[1:] - theirs[1:] == pytest.approx([2.0, 0.0, 2.0])
     sys.modules.pop("my_problem")
+
+
+def test_words_a_tokenizer_does_not_have(tmp_path: Path) -> None:
+    """A word-level tokenizer without an unknown token raises; the user is told which text."""
+    from posteriori.markov_model import write_markov_lm
+
+    lm = LanguageModel.load(str(write_markov_lm(tmp_path / "markov")))
+    with pytest.raises(UserError, match="cannot tokenise 'zebra'"):
+        lm.encode("zebra")

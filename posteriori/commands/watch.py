@@ -83,7 +83,7 @@ class Watch:
             ray.get(end)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:  # killed, or out of memory
             raise UserError(
                 f"The learner's process died: {str(error).splitlines()[0]}",
                 f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",

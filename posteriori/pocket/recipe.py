@@ -108,7 +108,11 @@ RECIPES: Final = {
     for recipe in (
         Recipe(
             "pocket", hidden=192, heads=3, layers=4, intermediate=640, batch_rows=12,
-            cycles=(Cycle(1400, 2.5e-3, decay_steps=700), Cycle(1400, 1.5e-3, decay_steps=1300)),
+            cycles=(
+                Cycle(1400, 2.5e-3, decay_steps=700),
+                Cycle(1400, 1.5e-3, decay_steps=1300),
+                Cycle(1400, 1.5e-3, decay_steps=1300),
+            ),
         ),
         Recipe(
             "pocket-large", hidden=512, heads=8, layers=8, intermediate=1408, batch_rows=128,

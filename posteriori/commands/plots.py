@@ -38,7 +38,10 @@ def curves(history: Sequence[Mapping[str, float]], file: Path) -> None:
     """Loss, learned against exact log Z, TV and staleness over the learner's steps."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
     loss, log_z, distance, staleness = axes.flat
-    loss.plot(*series(history, "loss"), color=POLICY, linewidth=1)
+    steps, values = series(history, "loss")
+    # A group of equal strings has loss 0, which a logarithmic axis cannot show.
+    positive = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
+    loss.plot(*zip(*positive, strict=True), color=POLICY, linewidth=1)
     loss.set_yscale("log")
     _style(loss, "Loss", "learner step", "loss, nats²")
     names = sorted(

@@ -24,7 +24,7 @@ from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.progress import ProgressView
 from posteriori.commands.report import RunSummary
 from posteriori.commands.run_directory import RunDirectory
-from posteriori.commands.watch import Watch
+from posteriori.commands.watch import UNDER_TRAINED_TV, Watch
 from posteriori.config import RunConfig
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, Case, exact_cases
@@ -262,8 +262,11 @@ def _weight_check(run: LoadedRun, case: Case, engine: Engine) -> WeightCheck:
     early = run.directory.early_adapter(case.name)
     version, sampler = 0, run.base
     if early.exists():
-        version, sampler = POLICY_VERSION + 1, run.policy(early)
-        engine.add_adapter(version, early)
+        candidate = run.policy(early)
+        # The adapter kept is the newest when the evaluation was read, a step or two after it.
+        if case.fidelity(candidate).total_variation >= UNDER_TRAINED_TV:
+            version, sampler = POLICY_VERSION + 1, candidate
+            engine.add_adapter(version, early)
     try:
         return check_weights(
             case,

@@ -54,6 +54,8 @@ class Watch:
         self._directory = directory
         self._view = view
         self._last_row = "0-0"
+        # Rows of an earlier attempt tell of adapters that are not the latest any more.
+        self._rows_before = len(registry.history())
         self._next_stats_seconds = 0.0
         self._stop_asked_seconds: float | None = None
 
@@ -96,7 +98,8 @@ class Watch:
             metrics = {"step": float(row.step), **row.metrics}
             self.history.append(metrics)
             self._view.metrics(metrics)
-            self._keep_early_adapters(metrics)
+            if len(self.history) > self._rows_before:
+                self._keep_early_adapters(metrics)
 
     def _keep_early_adapters(self, metrics: Mapping[str, float]) -> None:
         """Keep, for each X, the last adapter that was still far from the posterior."""

@@ -165,7 +165,7 @@ class TransformersEngine:
                 f"All {self._max_adapters} adapter slots are taken.", "Remove an unused version."
             )
         check_adapter(directory, self._max_rank)
-        name = str(version)
+        name = _adapter_name(version)
         try:
             if self._peft is None:
                 config = LoraConfig.from_pretrained(str(directory))
@@ -202,7 +202,7 @@ class TransformersEngine:
         if any(g.request.adapter_version == version for g in self._groups.values()):
             raise ValueError(f"adapter version {version} is used by requests in flight")
         self._versions.remove(version)
-        self._unload(str(version))
+        self._unload(_adapter_name(version))
 
     def _unload(self, name: str) -> None:
         if self._peft is None or name not in self._peft.peft_config:
@@ -297,7 +297,7 @@ class TransformersEngine:
             outputs = self._model(**inputs, use_cache=True, logits_to_keep=1)
         else:
             if version:
-                self._peft.set_adapter(str(version))
+                self._peft.set_adapter(_adapter_name(version))
             with nullcontext() if version else self._peft.disable_adapter():
                 outputs = self._peft(**inputs, use_cache=True, logits_to_keep=1)
         logits: torch.Tensor = outputs.logits[:, -1]
@@ -387,3 +387,8 @@ class TransformersEngine:
     def _forget_moves(self) -> None:
         used = {group.request.moves for group in self._groups.values()}
         self._tables = {moves: table for moves, table in self._tables.items() if moves in used}
+
+
+def _adapter_name(version: int) -> str:
+    """PEFT's name of a version. A bare number would pass for the index of a layer in its keys."""
+    return f"version-{version}"

@@ -219,6 +219,20 @@ def test_many_versions_in_turn(
         engine.remove_adapter(version)
 
 
+def test_versions_that_are_also_layer_indices(
+    transformers_engine: Engine, adapted_models: Adapters
+) -> None:
+    """PEFT once took adapter "1" of two for the keys of layer 1."""
+    (first, _), (second, model) = adapted_models.values()
+    transformers_engine.add_adapter(9001, first)
+    transformers_engine.add_adapter(1, second)
+    moves = free(1, 3)
+    for sample in draw(transformers_engine, PROMPT, moves, 2, version=1):
+        assert_log_q(sample, model, moves)
+    for version in (1, 9001):
+        transformers_engine.remove_adapter(version)
+
+
 def test_seeds_reproduce_samples(engine: Engine) -> None:
     moves = free(3, 8)
 

@@ -229,6 +229,7 @@ class Learner:
         began = time.monotonic()
         found = dict(self._evaluate_policy(self.policy, self.step))
         self._evaluated_step = self.step
+        found["version"] = float(self.version)
         self._record(found | {"evaluate_seconds": time.monotonic() - began})
 
     # ----------------------------------------------------------------- versions, checkpoints

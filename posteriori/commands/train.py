@@ -263,7 +263,7 @@ def _weight_check(run: LoadedRun, case: Case, engine: Engine) -> WeightCheck:
     version, sampler = 0, run.base
     if early.exists():
         candidate = run.policy(early)
-        # The adapter kept is the newest when the evaluation was read, a step or two after it.
+        # An evaluation between two publications says little about the version in force.
         if case.fidelity(candidate).total_variation >= UNDER_TRAINED_TV:
             version, sampler = POLICY_VERSION + 1, candidate
             engine.add_adapter(version, early)

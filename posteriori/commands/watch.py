@@ -103,12 +103,12 @@ class Watch:
 
     def _keep_early_adapters(self, metrics: Mapping[str, float]) -> None:
         """Keep, for each X, the last adapter that was still far from the posterior."""
+        version = int(metrics.get("version", 0))
         for key, value in metrics.items():
-            if key.startswith("tv/") and value >= UNDER_TRAINED_TV:
-                version = self._adapters.latest()
-                if version > 0:
-                    name = key.removeprefix("tv/")
-                    export(self._adapters, version, self._directory.early_adapter(name))
+            far = key.startswith("tv/") and value >= UNDER_TRAINED_TV
+            if far and version in self._adapters.versions():
+                name = key.removeprefix("tv/")
+                export(self._adapters, version, self._directory.early_adapter(name))
 
     def _read_components(self) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,20 @@ def engine_rank(rank: int) -> int:
         f"LoRA rank {rank} cannot be served; the largest rank is {VLLM_LORA_RANKS[-1]}.",
         "Lower `lora_rank`.",
     )
+
+
+def check_slot(version: int, loaded: Collection[int], slots: int) -> None:
+    """Refuse a version that is loaded already, and one more adapter than there are slots.
+
+    Raises:
+        UserError: says which.
+    """
+    if version < 1 or version in loaded:
+        raise UserError(
+            f"Adapter version {version} is not new and positive.", "Publish a greater version."
+        )
+    if len(loaded) == slots:
+        raise UserError(f"All {slots} adapter slots are taken.", "Remove an unused version.")
 
 
 def check_adapter(directory: Path, max_rank: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.adapter_files import check_adapter, engine_rank
+from actors.adapter_files import check_adapter, check_slot, engine_rank
 from actors.behaviour import MoveTable, behaviour_log_q
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
@@ -156,14 +156,7 @@ class TransformersEngine:
         """
         from peft import LoraConfig, PeftModel
 
-        if version < 1 or version in self._versions:
-            raise UserError(
-                f"Adapter version {version} is not new and positive.", "Publish a greater version."
-            )
-        if len(self._versions) == self._max_adapters:
-            raise UserError(
-                f"All {self._max_adapters} adapter slots are taken.", "Remove an unused version."
-            )
+        check_slot(version, self._versions, self._max_adapters)
         check_adapter(directory, self._max_rank)
         name = _adapter_name(version)
         try:

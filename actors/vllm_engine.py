@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.adapter_files import check_adapter, engine_rank
+from actors.adapter_files import check_adapter, check_slot, engine_rank
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
 from posteriori.seams import Sample, SampledGroup, SampleRequest
@@ -159,15 +159,8 @@ class VllmEngine:
         """
         from vllm.lora.request import LoRARequest
 
-        if version < 1 or version in self._adapters:
-            raise UserError(
-                f"Adapter version {version} is not new and positive.", "Publish a greater version."
-            )
-        if len(self._adapters) == self._max_adapters:
-            # vLLM would evict the least recently used one, perhaps under requests in flight.
-            raise UserError(
-                f"All {self._max_adapters} adapter slots are taken.", "Remove an unused version."
-            )
+        # vLLM would evict the least recently used one, perhaps under requests in flight.
+        check_slot(version, self._adapters, self._max_adapters)
         check_adapter(directory, self._max_rank)
         # vLLM knows an adapter by name, by integer and by path in different places: all are new.
         number = next(self._ids)

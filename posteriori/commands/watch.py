@@ -123,9 +123,6 @@ class Watch:
         self._view.actors(alive, self._pool.state.restarts)
         if not self.history:
             self._view.waiting(_waiting_for(alive))
-        desired = self._registry.desired_actors()
-        if desired is not None and desired != self._pool.state.desired:
-            self._pool.scale(desired)
 
     def _raise_failure(self) -> None:
         failure = self._registry.failure()

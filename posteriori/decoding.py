@@ -1,0 +1,172 @@
+"""Ancestral samples of Z from a language model in this process, on a token budget that can be counted.
+
+For baselines, oracles and experiments. Rollout actors sample through an ``Engine``, which batches
+requests that come and go; here one prompt is read once and its n continuations are decoded together
+over one KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from posteriori.lm import LanguageModel
+from posteriori.moves import LegalMoves
+from posteriori.seams import Sample
+from posteriori.tree import causal_model
+
+FloatArray = NDArray[np.float64]
+
+ROWS_PER_BATCH = 256
+"""Continuations decoded together; bounds the memory of the KV cache."""
+
+
+def sample(
+    lm: LanguageModel,
+    prompt_ids: Sequence[int],
+    moves: LegalMoves,
+    n: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> list[Sample]:
+    """n independent Z⊤ for one prompt, every move drawn among the legal ones.
+
+    The same seed gives the samples that ``TransformersEngine`` gives for it.
+
+    Args:
+        lm: base LM or policy.
+        prompt_ids: what the policy sees before Z, at least one token.
+        moves: legal continuations.
+        n: samples wanted.
+        seed: of the draws.
+        temperature: divides the masked logits, > 0.
+        top_p: moves are drawn from the smallest set of most probable ones that holds this mass
+            (Holtzman et al. 2020), in (0, 1].
+
+    Returns:
+        n samples; their log q are those of the distribution drawn from (masked, tempered, truncated).
+
+    Raises:
+        ValueError: temperature or top_p is out of range.
+    """
+    if not temperature > 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be > 0 and top_p {top_p} in (0, 1]")
+    uniforms = np.random.default_rng(seed).random((n, moves.max_tokens + 1))
+    samples: list[Sample] = []
+    for start in range(0, n, ROWS_PER_BATCH):
+        rows = uniforms[start : start + ROWS_PER_BATCH]
+        samples += _decode(lm, prompt_ids, moves, rows, temperature, top_p)
+    return samples
+
+
+def token_forwards(prompt_ids: Sequence[int], samples: Sequence[Sample]) -> int:
+    """Token forwards that drawing ``samples`` of one prompt takes: the prompt once, then every token of Z.
+
+    An upper bound: a token at ``max_tokens`` is never read, for ⊤ is forced behind it.
+    """
+    return len(prompt_ids) + sum(len(drawn.tokens) for drawn in samples)
+
+
+@torch.no_grad()
+def _decode(
+    lm: LanguageModel,
+    prompt_ids: Sequence[int],
+    moves: LegalMoves,
+    uniforms: FloatArray,
+    temperature: float,
+    top_p: float,
+) -> list[Sample]:
+    """One Z for each row of ``uniforms`` [R, max_tokens + 1], the random numbers of its draws."""
+    from transformers import DynamicCache
+
+    model = causal_model(lm.model)
+    device = model.device
+    columns = torch.from_numpy(moves.column_tokens).to(device)
+    stop_column = len(moves.alphabet)
+    tokens: list[list[int]] = [[] for _ in uniforms]
+    log_q: list[list[float]] = [[] for _ in uniforms]
+    log_q_stop: list[list[float]] = [[] for _ in uniforms]
+    states = [0] * len(uniforms)
+    # Without the model's configuration the cache keeps every position, sliding windows included.
+    cache = DynamicCache()
+    inputs = torch.tensor([[int(token) for token in prompt_ids]], device=device)
+    running = list(range(len(uniforms)))
+    for length in range(moves.max_tokens + 1):
+        # At max_tokens ⊤ is forced: its log q is 0 whatever the logits are.
+        if length == moves.max_tokens:
+            for row in running:
+                log_q_stop[row].append(0.0)
+            break
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = output.logits[:, -1][:, columns].expand(len(running), -1).double().cpu().numpy()
+        legal = np.stack([moves.row(length, states[row]) for row in running])
+        log_moves = move_log_q(logits, legal, temperature, top_p)
+        drawn = _invert(log_moves, uniforms[running, length])
+        going = []
+        for place, (row, column) in enumerate(zip(running, drawn.tolist(), strict=True)):
+            log_q_stop[row].append(float(log_moves[place, stop_column]))
+            if column == stop_column:
+                continue
+            token = int(moves.alphabet[column])
+            tokens[row].append(token)
+            log_q[row].append(float(log_moves[place, column]))
+            states[row] = moves.step(states[row], token)
+            going.append(place)
+        if length == 0:
+            cache.batch_repeat_interleave(len(running))
+        if not going:
+            break
+        if len(going) < len(running):
+            cache.batch_select_indices(torch.tensor(going, device=device))
+        running = [running[place] for place in going]
+        inputs = torch.tensor([[tokens[row][-1]] for row in running], device=device)
+    return [
+        Sample(tokens[row], np.asarray(log_q[row], np.float32), np.asarray(stops, np.float32))
+        for row, stops in enumerate(log_q_stop)
+    ]
+
+
+def move_log_q(
+    logits: FloatArray, legal: NDArray[np.bool_], temperature: float = 1.0, top_p: float = 1.0
+) -> FloatArray:
+    """log q of every move: softmax over the legal ones at a temperature, then cut to its nucleus.
+
+    Args:
+        logits: of the alphabet's columns and ⊤, [R, V + 1].
+        legal: legal moves, bool [R, V + 1]; at least one in every row.
+        temperature: divides the logits.
+        top_p: mass of the nucleus; the move that crosses it belongs to it.
+
+    Returns:
+        float64 [R, V + 1], normalised, -inf where illegal or cut.
+    """
+    masked = np.where(legal, logits / temperature, -np.inf)
+    log_q = _log_softmax(masked)
+    if top_p < 1:
+        order = np.argsort(-log_q, axis=1, kind="stable")
+        ranked = np.exp(np.take_along_axis(log_q, order, axis=1))
+        # Kept while the mass before it falls short of top_p.
+        kept = np.cumsum(ranked, axis=1) - ranked < top_p
+        keep = np.zeros_like(legal)
+        np.put_along_axis(keep, order, kept, axis=1)
+        log_q = _log_softmax(np.where(keep, log_q, -np.inf))
+    return log_q
+
+
+def _log_softmax(scores: FloatArray) -> FloatArray:
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised
+
+
+def _invert(log_moves: FloatArray, uniforms: FloatArray) -> NDArray[np.int64]:
+    """The move of each row at its uniform number, by inverting the cumulative distribution."""
+    cumulative = np.exp(log_moves).cumsum(axis=1)
+    # Scaled by the total, the first column whose mass exceeds u always has mass of its own.
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    columns: NDArray[np.int64] = (cumulative <= threshold).sum(axis=1)
+    return columns

@@ -77,6 +77,7 @@ class RolloutWorker:
         seed: of all choices and samples of this actor.
         adapter_directory: the actor's own; adapters are written below it.
         deadline_seconds: how long the buffer may refuse everything before that is an error.
+        poll_seconds: how often the adapter store is asked for a newer version; 0: at every turn.
         heartbeat: called every ``HEARTBEAT_SECONDS`` with :meth:`status`.
     """
 
@@ -92,6 +93,7 @@ class RolloutWorker:
         seed: int,
         adapter_directory: Path,
         deadline_seconds: float = 120.0,
+        poll_seconds: float = POLL_SECONDS,
         heartbeat: Callable[[Heartbeat], None] | None = None,
     ) -> None:
         self._actor_id = actor_id
@@ -100,6 +102,7 @@ class RolloutWorker:
         self._exploration = Exploration(actor_id, problems, config, seed)
         self._follower = AdapterFollower(engine, adapters, adapter_directory)
         self._outbox = Outbox(buffer, config.groups_in_flight, deadline_seconds)
+        self._poll_seconds = poll_seconds
         self._heartbeat = heartbeat
         self._planned: dict[str, PlannedGroup] = {}
         self._counts = RolloutCounts()
@@ -130,7 +133,7 @@ class RolloutWorker:
         """One engine step with everything around it; raises like :meth:`run`."""
         now = time.monotonic()
         if now >= self._next_poll:
-            self._next_poll = now + POLL_SECONDS
+            self._next_poll = now + self._poll_seconds
             in_use = {planned.request.adapter_version for planned in self._planned.values()}
             with self._counts.timing("loading"):
                 self._counts.adapters_loaded += self._follower.poll(in_use)
@@ -172,6 +175,11 @@ class RolloutWorker:
             samples.append(Sample(tokens, np.zeros(len(sequence), np.float32), log_q_stop))
         group = f"{self._actor_id}-gold-{prompt.id}"
         self._outbox.put(self._score(problem, prompt, samples, group, "gold", 0))
+
+    @property
+    def counts(self) -> RolloutCounts:
+        """What this worker did so far."""
+        return self._counts
 
     def status(self) -> Heartbeat:
         """Counters, rates since the last heartbeat, and what the actor waits for."""

@@ -25,8 +25,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from learner.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from posteriori.errors import StorageFull, UserError
+from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 log = logging.getLogger(__name__)
 

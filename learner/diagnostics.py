@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from learner.gradients import StepLosses
-from learner.groups import prepare
-from learner.policy import Policy
+from posteriori.groups import prepare
 from posteriori.metrics import ess_fraction, log_mean_exp
+from posteriori.policy import Policy
 from posteriori.problems import Problem
 from posteriori.trajectory import Trajectory
 

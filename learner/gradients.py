@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.groups import Group, prepare
 from learner.log_z import LogZTable
 from learner.objectives import (
     Batch,
@@ -25,9 +24,10 @@ from learner.objectives import (
     losses,
     summarise,
 )
-from learner.policy import Policy
 from posteriori.config import LearnerConfig
 from posteriori.errors import UserError
+from posteriori.groups import Group, prepare
+from posteriori.policy import Policy
 from posteriori.problems import Problem
 from posteriori.trajectory import Trajectory
 from posteriori.tree import batches

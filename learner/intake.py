@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from learner.groups import check
 from posteriori.config import RunConfig
 from posteriori.errors import CorruptPayload, WaitTimeout
+from posteriori.groups import check
 from posteriori.problems import Problem
 from posteriori.rewards import checked_log_reward
 from posteriori.seams import Buffer

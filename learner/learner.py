@@ -21,15 +21,15 @@ from learner import checkpoint as checkpoints
 from learner.checkpoint import Checkpoint
 from learner.diagnostics import EngineCheck, case_name, step_metrics
 from learner.gradients import accumulate
-from learner.groups import Group, prepare
 from learner.intake import Intake
 from learner.log_z import LogZTable
 from learner.logbook import Logbook
-from learner.policy import Policy
 from learner.schedules import learning_rate, reward_temperature
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
+from posteriori.groups import Group, prepare
 from posteriori.lm import LanguageModel
+from posteriori.policy import Policy
 from posteriori.problems import Problem
 from posteriori.seams import AdapterStore, Buffer
 from posteriori.trajectory import Trajectory

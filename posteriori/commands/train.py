@@ -84,7 +84,7 @@ def resume(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def _validated(config: RunConfig) -> tuple[LanguageModel, list[Problem]]:
     """Base model and problems, after every check that needs no running component."""
-    from learner.policy import target_modules
+    from posteriori.policy import target_modules
 
     lm = LanguageModel.load(config.model, dtype=config.dtype)
     problems = build_problems(config, lm)

@@ -15,11 +15,11 @@ from actors.self_test import self_test
 from actors.transformers_engine import TransformersEngine
 from actors.weighted import draw
 from learner.gradients import accumulate
-from learner.groups import prepare
-from learner.policy import Policy
 from posteriori.config import LearnerConfig, ProblemConfig
+from posteriori.groups import prepare
 from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import enumerate_posterior, exact_log_q, fidelity
+from posteriori.policy import Policy
 from posteriori.problems import Problem, build_problem
 from tests.learner.helpers import random_strings, trajectory
 

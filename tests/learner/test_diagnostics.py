@@ -10,9 +10,9 @@ import torch
 
 from learner.diagnostics import EngineCheck, case_name, step_metrics
 from learner.gradients import StepLosses
-from learner.groups import prepare
-from learner.policy import Policy
 from posteriori.config import LearnerConfig
+from posteriori.groups import prepare
+from posteriori.policy import Policy
 from tests.learner.helpers import random_strings, tiny_problem, trajectory
 
 

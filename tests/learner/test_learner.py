@@ -14,13 +14,13 @@ import torch
 
 from learner.checkpoint import load_latest, pack_optimizer
 from learner.gradients import accumulate
-from learner.groups import prepare
 from learner.learner import Learner
 from learner.log_z import LogZTable
-from learner.policy import Policy
 from learner.schedules import learning_rate, reward_temperature
 from posteriori.config import LearnerConfig
 from posteriori.errors import StorageFull, UserError, WaitTimeout
+from posteriori.groups import prepare
+from posteriori.policy import Policy
 from replay.memory_adapters import MemoryAdapters
 from tests.learner.helpers import (
     ScriptedBuffer,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.groups import prepare
 from learner.learner import Learner
 from posteriori.config import parse
+from posteriori.groups import prepare
 from posteriori.oracle.enumeration import enumerate_posterior, exact_log_q, fidelity
 from posteriori.problems import build_problems
 from replay.memory_adapters import MemoryAdapters

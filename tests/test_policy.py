@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.groups import check, prepare
-from learner.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Policy, portable_name, target_modules
 from posteriori.config import LearnerConfig
 from posteriori.errors import CorruptPayload, UserError
+from posteriori.groups import check, prepare
+from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Policy, portable_name, target_modules
 from tests.learner.helpers import random_strings, tiny_problem, trajectory
 
 

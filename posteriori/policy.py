@@ -6,21 +6,32 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from learner.groups import BoolArray, Group
-from posteriori.config import LearnerConfig
 from posteriori.errors import CorruptPayload, UserError
+from posteriori.groups import Group
 from posteriori.lm import LanguageModel
 from posteriori.tree import node_logits
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class LoraShape(Protocol):
+    """What an adapter looks like: rank, alpha and targets (``all-linear`` or projection names)."""
+
+    @property
+    def lora_rank(self) -> int: ...
+
+    @property
+    def lora_alpha(self) -> float: ...
+
+    @property
+    def lora_targets(self) -> tuple[str, ...] | str: ...
 
 
 class Policy:
@@ -31,28 +42,28 @@ class Policy:
 
     Args:
         lm: base LM, frozen.
-        config: rank, alpha and targets of the adapter.
+        shape: rank, alpha and targets of the adapter.
         seed: of the adapter's random half; the other half is zero, so q starts as the base LM.
 
     Raises:
         UserError: a target module does not exist or cannot be served by vLLM.
     """
 
-    def __init__(self, lm: LanguageModel, config: LearnerConfig, seed: int = 0) -> None:
+    def __init__(self, lm: LanguageModel, shape: LoraShape, seed: int = 0) -> None:
         from peft import LoraConfig, get_peft_model
 
         self.lm = lm
         shared = {id(tensor): tensor for tensor in (*lm.model.parameters(), *lm.model.buffers())}
         body = copy.deepcopy(lm.model, memo=shared)
-        targets = target_modules(body, config.lora_targets)
+        targets = target_modules(body, shape.lora_targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model: Any = get_peft_model(
                 body,
                 LoraConfig(
                     task_type="CAUSAL_LM",
-                    r=config.lora_rank,
-                    lora_alpha=config.lora_alpha,
+                    r=shape.lora_rank,
+                    lora_alpha=shape.lora_alpha,
                     lora_dropout=0.0,
                     bias="none",
                     target_modules=targets,
@@ -87,19 +98,30 @@ class Policy:
         """
         longest = max(group.action.shape[1] for group in groups)
         tokens, stops = [], []
-        for group, logits in zip(groups, self._logits(groups), strict=True):
-            legal = torch.from_numpy(group.legal).to(logits.device)
-            log_moves = torch.log_softmax(logits.masked_fill(~legal, -torch.inf), dim=-1)
-            state_of = torch.from_numpy(group.state_of).to(logits.device)
-            column_of = torch.from_numpy(group.column_of).to(logits.device)
-            action = torch.from_numpy(group.action).to(logits.device)
-            decides = torch.from_numpy(_decides(group)).to(logits.device)
+        for group, log_moves in zip(groups, self.log_moves(groups), strict=True):
+            state_of = torch.from_numpy(group.state_of).to(log_moves.device)
+            column_of = torch.from_numpy(group.column_of).to(log_moves.device)
+            action = torch.from_numpy(group.action).to(log_moves.device)
+            decides = torch.from_numpy(group.decides).to(log_moves.device)
             log_q = log_moves[state_of[:, :-1], column_of].where(action, 0.0)
             log_q_stop = log_moves[:, -1][state_of].where(decides, 0.0)
             padding = (0, longest - log_q.shape[1])
             tokens.append(torch.nn.functional.pad(log_q, padding))
             stops.append(torch.nn.functional.pad(log_q_stop, padding))
         return torch.cat(tokens), torch.cat(stops)
+
+    def log_moves(self, groups: Sequence[Group]) -> list[Tensor]:
+        """log q of every move at every state of each group, with gradients; float32 [U, V + 1].
+
+        -inf where a move is illegal.
+        """
+        return [
+            torch.log_softmax(
+                logits.masked_fill(~torch.from_numpy(group.legal).to(logits.device), -torch.inf),
+                dim=-1,
+            )
+            for group, logits in zip(groups, self._logits(groups), strict=True)
+        ]
 
     def _logits(self, groups: Sequence[Group]) -> list[Tensor]:
         """Logits [U, V + 1] of each group at its states."""
@@ -151,13 +173,6 @@ class Policy:
                 "Resume with the run file the run was started with.",
             )
         set_peft_model_state_dict(self.model, state)
-
-
-def _decides(group: Group) -> BoolArray:
-    """Prefixes at which the policy moves: before each action, and at the end; bool [K, N + 1]."""
-    decides: BoolArray = np.pad(group.action, ((0, 0), (0, 1)))
-    decides[np.arange(len(group)), group.lengths] = True
-    return decides
 
 
 def portable_name(name: str) -> str:

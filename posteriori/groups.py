@@ -58,6 +58,13 @@ class Group:
     def __len__(self) -> int:
         return len(self.trajectories)
 
+    @property
+    def decides(self) -> BoolArray:
+        """Prefixes at which the policy moves: before each action, and at the end; bool [K, N + 1]."""
+        decides: BoolArray = np.pad(self.action, ((0, 0), (0, 1)))
+        decides[np.arange(len(self)), self.lengths] = True
+        return decides
+
     def log_rewards(self) -> NDArray[np.float32]:
         """log R at temperature 1, 0 at padding; [K, N + 1]."""
         rewards = np.zeros(self.stop_legal.shape, dtype=np.float32)

@@ -98,41 +98,17 @@ class Policy:
         """
         longest = max(group.action.shape[1] for group in groups)
         tokens, stops = [], []
-        for group, log_moves in zip(groups, self.log_moves(groups), strict=True):
-            state_of = torch.from_numpy(group.state_of).to(log_moves.device)
-            column_of = torch.from_numpy(group.column_of).to(log_moves.device)
-            action = torch.from_numpy(group.action).to(log_moves.device)
-            decides = torch.from_numpy(group.decides).to(log_moves.device)
-            log_q = log_moves[state_of[:, :-1], column_of].where(action, 0.0)
-            log_q_stop = log_moves[:, -1][state_of].where(decides, 0.0)
+        for group, moves in zip(groups, log_moves(self.model, groups), strict=True):
+            state_of = torch.from_numpy(group.state_of).to(moves.device)
+            column_of = torch.from_numpy(group.column_of).to(moves.device)
+            action = torch.from_numpy(group.action).to(moves.device)
+            decides = torch.from_numpy(group.decides).to(moves.device)
+            log_q = moves[state_of[:, :-1], column_of].where(action, 0.0)
+            log_q_stop = moves[:, -1][state_of].where(decides, 0.0)
             padding = (0, longest - log_q.shape[1])
             tokens.append(torch.nn.functional.pad(log_q, padding))
             stops.append(torch.nn.functional.pad(log_q_stop, padding))
         return torch.cat(tokens), torch.cat(stops)
-
-    def log_moves(self, groups: Sequence[Group]) -> list[Tensor]:
-        """log q of every move at every state of each group, with gradients; float32 [U, V + 1].
-
-        -inf where a move is illegal.
-        """
-        return [
-            torch.log_softmax(
-                logits.masked_fill(~torch.from_numpy(group.legal).to(logits.device), -torch.inf),
-                dim=-1,
-            )
-            for group, logits in zip(groups, self._logits(groups), strict=True)
-        ]
-
-    def _logits(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Logits [U, V + 1] of each group at its states."""
-        trees, states = [group.tree for group in groups], [group.states for group in groups]
-        alphabets = [group.column_tokens for group in groups]
-        if all(len(a) == len(alphabets[0]) and (a == alphabets[0]).all() for a in alphabets):
-            return node_logits(self.model, trees, states, torch.from_numpy(alphabets[0]))
-        found = []
-        for tree, nodes, alphabet in zip(trees, states, alphabets, strict=True):
-            found += node_logits(self.model, [tree], [nodes], torch.from_numpy(alphabet))
-        return found
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as PEFT's ``save_pretrained`` writes it: file name → bytes.
@@ -173,6 +149,36 @@ class Policy:
                 "Resume with the run file the run was started with.",
             )
         set_peft_model_state_dict(self.model, state)
+
+
+def log_moves(model: Any, groups: Sequence[Group]) -> list[Tensor]:
+    """log-probability of every move at every state of each group, with gradients where enabled.
+
+    Args:
+        model: Hugging Face causal LM, or a PEFT model around one: the base LM or a policy.
+        groups: one packed row each of one forward pass.
+
+    Returns:
+        For each group float32 [U, V + 1], normalised over the legal moves, -inf elsewhere.
+    """
+    return [
+        torch.log_softmax(
+            logits.masked_fill(~torch.from_numpy(group.legal).to(logits.device), -torch.inf), dim=-1
+        )
+        for group, logits in zip(groups, _logits(model, groups), strict=True)
+    ]
+
+
+def _logits(model: Any, groups: Sequence[Group]) -> list[Tensor]:
+    """Logits [U, V + 1] of each group at its states."""
+    trees, states = [group.tree for group in groups], [group.states for group in groups]
+    alphabets = [group.column_tokens for group in groups]
+    if all(len(a) == len(alphabets[0]) and (a == alphabets[0]).all() for a in alphabets):
+        return node_logits(model, trees, states, torch.from_numpy(alphabets[0]))
+    found = []
+    for tree, nodes, alphabet in zip(trees, states, alphabets, strict=True):
+        found += node_logits(model, [tree], [nodes], torch.from_numpy(alphabet))
+    return found
 
 
 def portable_name(name: str) -> str:

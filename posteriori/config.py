@@ -56,17 +56,42 @@ class ConstraintConfig(Section):
         return self
 
 
+class GoldConfig(Section):
+    """Known Z's of the training X's, stored in the replay buffer once a run: exactly one of the two.
+
+    ``template`` writes the Z of an X from its fields, such as ``" {rationale}"``; an X without one of
+    them has no gold. ``file`` is a .jsonl or .csv of ``id`` (of an X) and ``z``, any number for an X.
+    """
+
+    template: str | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> GoldConfig:
+        if (self.template is None) == (self.file is None):
+            raise ValueError("give exactly one of `template` and `file`")
+        return self
+
+
+Prompts = tuple[dict[str, str], ...] | Path
+"""X's inline, or a file of them."""
+
+
 class ProblemConfig(Section):
     """A posterior over Z for each of several X.
 
     ``kind`` is a preset of reward terms (``tempered``, ``constrained``, ``infilling``), ``product``
     for explicit ``terms``, or ``python`` for ``factory``, an import path ``module:function`` called
-    as ``function(config, lm)`` that returns a Problem.
+    as ``function(config, lm)`` that returns a Problem. ``test_prompts`` are held out of training and
+    reported apart; ``prompts_format`` is that of both files (see ``posteriori.data.formats``).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     kind: Literal["tempered", "constrained", "infilling", "product", "python"]
-    prompts: tuple[dict[str, str], ...] | Path
+    prompts: Prompts
+    test_prompts: Prompts | None = None
+    prompts_format: Literal["objects", "text", "subj", "arithmetic", "rocstories"] | None = None
+    gold: GoldConfig | None = None
     policy_prompt: str = "{x}"
     alphabet: tuple[str, ...] | Literal["vocabulary"] = "vocabulary"
     stop: str | None = None

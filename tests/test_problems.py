@@ -41,9 +41,9 @@ def test_prompts_from_a_file(tiny_lm: LanguageModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{bad", "line 1 is not JSON"),
+        ("{bad", "line 1: not JSON"),
         ('{"x": 1}', "not an object of strings"),
-        ("\n", "no prompts"),
+        ("\n", "line 1: the line is empty"),
     ],
 )
 def test_malformed_prompt_files(

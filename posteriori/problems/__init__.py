@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.problems import automata, constrained, infilling, product, tempered
+from posteriori.problems.gold import read_gold
 from posteriori.problems.problem import Problem
+from posteriori.problems.prompts import read_prompts, refuse_trained
 from posteriori.rewards import ProductReward
 from posteriori.seams import Prompt
 
@@ -64,12 +65,28 @@ def build_problem(
     Raises:
         UserError: prompts, templates, alphabet, constraint or lengths do not fit; says which and the fix.
     """
+    test_prompts = read_prompts(config, config.test_prompts, "test-")
     if config.factory is not None:
-        return _from_factory(config, lm)
-    prompts = _read_prompts(config)
+        problem = _from_factory(config, lm)
+    else:
+        problem = _declared(config, lm, load, read_prompts(config, config.prompts), test_prompts)
+    if test_prompts:
+        problem = replace(problem, test_prompts=test_prompts)
+        refuse_trained(problem)
+    return replace(problem, gold=read_gold(config.gold, problem)) if config.gold else problem
+
+
+def _declared(
+    config: ProblemConfig,
+    lm: LanguageModel,
+    load: Callable[[str | None], LanguageModel] | None,
+    prompts: Sequence[Prompt],
+    test_prompts: Sequence[Prompt],
+) -> Problem:
+    """A problem whose reward is a product of likelihoods; raises like ``build_problem``."""
     legal = _legal_moves(config, lm)
     terms = _TERMS[config.kind](config)
-    for prompt in prompts:
+    for prompt in (*prompts, *test_prompts):
         where = f"Problem {config.name!r}, prompt {prompt.id!r}"
         templates.check(config.policy_prompt, set(prompt.fields), where)
         if "z" in templates.fields(config.policy_prompt):
@@ -96,7 +113,7 @@ def build_problem(
         return lm.context(templates.fill(config.policy_prompt, prompt.fields).before)
 
     problem = Problem(config.name, prompts, reward, lm, policy_ids, lambda prompt: legal)
-    for prompt in prompts:
+    for prompt in (*prompts, *test_prompts):
         sizes = [(lm, len(problem.policy_ids(prompt)) + config.max_tokens)]
         sizes += [(model, reward.longest(prompt)) for model in models]
         for model, size in sizes:
@@ -125,54 +142,6 @@ def _from_factory(config: ProblemConfig, lm: LanguageModel) -> Problem:
             "Return a posteriori.problems.Problem.",
         )
     return problem
-
-
-def _read_prompts(config: ProblemConfig) -> list[Prompt]:
-    rows: Sequence[dict[str, str]]
-    if isinstance(config.prompts, Path):
-        rows = _read_lines(config.prompts)
-    else:
-        rows = config.prompts
-    if not rows:
-        raise UserError(
-            f"Problem {config.name!r} has no prompts.", "Give at least one, such as {x: Once}."
-        )
-    prompts = []
-    for index, row in enumerate(rows):
-        identity = row.get("id", str(index))
-        prompts.append(Prompt(identity, {key: value for key, value in row.items() if key != "id"}))
-    if len({prompt.id for prompt in prompts}) != len(prompts):
-        raise UserError(
-            f"Problem {config.name!r}: two prompts have the same id.", "Give each its own id."
-        )
-    return prompts
-
-
-def _read_lines(path: Path) -> list[dict[str, str]]:
-    """JSON objects of strings, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as cause:
-        raise UserError(
-            f"Cannot read prompts from {path}: {cause.strerror}.", "Check the path."
-        ) from cause
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as cause:
-            raise UserError(
-                f"{path}, line {number} is not JSON: {cause.msg}.", "Mend the line."
-            ) from cause
-        if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
-            raise UserError(
-                f"{path}, line {number} is not an object of strings.",
-                'Write one object a line, such as {"x": "Once upon a time"}.',
-            )
-        rows.append(row)
-    return rows
 
 
 def _legal_moves(config: ProblemConfig, lm: LanguageModel) -> LegalMoves:

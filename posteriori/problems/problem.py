@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from posteriori.lm import LanguageModel
@@ -25,6 +25,8 @@ class Problem:
         lm: the policy's base model.
         policy_prompt: function from a prompt to the token ids the policy sees before Z.
         legal_moves: function from a prompt to the legal continuations.
+        test_prompts: X's held out of training: assessed, never sampled for the learner.
+        gold: known Z's without ⊤ by id of a training prompt, for the replay buffer.
     """
 
     name: str
@@ -33,10 +35,12 @@ class Problem:
     lm: LanguageModel
     policy_prompt: Callable[[Prompt], list[int]]
     legal_moves: Callable[[Prompt], LegalMoves]
+    test_prompts: Sequence[Prompt] = ()
+    gold: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     @cached_property
     def by_id(self) -> Mapping[str, Prompt]:
-        """Prompts by id."""
+        """Training prompts by id."""
         return {prompt.id: prompt for prompt in self.prompts}
 
     @cached_property

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
+from posteriori.rows import Rows
 from posteriori.seams import Sample
-from posteriori.tree import causal_model
 
 FloatArray = NDArray[np.float64]
 
@@ -71,7 +70,6 @@ def token_forwards(prompt_ids: Sequence[int], samples: Sequence[Sample]) -> int:
     return len(prompt_ids) + sum(len(drawn.tokens) for drawn in samples)
 
 
-@torch.no_grad()
 def _decode(
     lm: LanguageModel,
     prompt_ids: Sequence[int],
@@ -81,19 +79,13 @@ def _decode(
     top_p: float,
 ) -> list[Sample]:
     """One Z for each row of ``uniforms`` [R, max_tokens + 1], the random numbers of its draws."""
-    from transformers import DynamicCache
-
-    model = causal_model(lm.model)
-    device = model.device
-    columns = torch.from_numpy(moves.column_tokens).to(device)
     stop_column = len(moves.alphabet)
     tokens: list[list[int]] = [[] for _ in uniforms]
     log_q: list[list[float]] = [[] for _ in uniforms]
     log_q_stop: list[list[float]] = [[] for _ in uniforms]
     states = [0] * len(uniforms)
-    # Without the model's configuration the cache keeps every position, sliding windows included.
-    cache = DynamicCache()
-    inputs = torch.tensor([[int(token) for token in prompt_ids]], device=device)
+    decoded = Rows(lm, prompt_ids, moves)
+    decoded.select(np.zeros(len(uniforms), dtype=np.int64))
     running = list(range(len(uniforms)))
     for length in range(moves.max_tokens + 1):
         # At max_tokens ⊤ is forced: its log q is 0 whatever the logits are.
@@ -101,11 +93,9 @@ def _decode(
             for row in running:
                 log_q_stop[row].append(0.0)
             break
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits = output.logits[:, -1][:, columns].expand(len(running), -1).double().cpu().numpy()
         legal = np.stack([moves.row(length, states[row]) for row in running])
-        log_moves = move_log_q(logits, legal, temperature, top_p)
-        drawn = _invert(log_moves, uniforms[running, length])
+        log_moves = move_log_q(decoded.logits, legal, temperature, top_p)
+        drawn = draw_moves(log_moves, uniforms[running, length])
         going = []
         for place, (row, column) in enumerate(zip(running, drawn.tolist(), strict=True)):
             log_q_stop[row].append(float(log_moves[place, stop_column]))
@@ -116,14 +106,12 @@ def _decode(
             log_q[row].append(float(log_moves[place, column]))
             states[row] = moves.step(states[row], token)
             going.append(place)
-        if length == 0:
-            cache.batch_repeat_interleave(len(running))
         if not going:
             break
-        if len(going) < len(running):
-            cache.batch_select_indices(torch.tensor(going, device=device))
         running = [running[place] for place in going]
-        inputs = torch.tensor([[tokens[row][-1]] for row in running], device=device)
+        if length + 1 < moves.max_tokens:
+            decoded.select(going)
+            decoded.advance([tokens[row][-1] for row in running])
     return [
         Sample(tokens[row], np.asarray(log_q[row], np.float32), np.asarray(stops, np.float32))
         for row, stops in enumerate(log_q_stop)
@@ -163,7 +151,7 @@ def _log_softmax(scores: FloatArray) -> FloatArray:
     return normalised
 
 
-def _invert(log_moves: FloatArray, uniforms: FloatArray) -> NDArray[np.int64]:
+def draw_moves(log_moves: FloatArray, uniforms: FloatArray) -> NDArray[np.int64]:
     """The move of each row at its uniform number, by inverting the cumulative distribution."""
     cumulative = np.exp(log_moves).cumsum(axis=1)
     # Scaled by the total, the first column whose mass exceeds u always has mass of its own.

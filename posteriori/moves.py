@@ -7,6 +7,10 @@ automaton with one accepting state.
 
 At length ``max_tokens`` the only legal move is ⊤, so log q(⊤) = 0 there by normalisation. Without
 this pin, zero SubTB loss does not identify the sampler.
+
+Where a tool answers inside Z, lengths and automaton see the policy's tokens, the *actions*, alone: what
+the tool says leaves both where they were. A Z is then the sequence of its actions with the tool's
+answer behind every trigger, which is a function of the actions.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posteriori.errors import UserError
+from posteriori.tools import BoundTool, ToolSpan, action_mask
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -40,6 +45,7 @@ class LegalMoves:
         max_tokens: ⊤ is forced at prefixes of this length.
         next_state: automaton transitions, shape [S, V], ``DEAD`` where a token is not accepted.
         accepting: states in which ⊤ is accepted, shape [S].
+        tool: answers inside Z; None: Z is the policy's alone.
 
     Raises:
         UserError: shapes, ranges or duplicates are wrong, or no complete Z exists.
@@ -51,6 +57,7 @@ class LegalMoves:
     max_tokens: int
     next_state: IntArray
     accepting: BoolArray
+    tool: BoundTool | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_tokens <= self.max_tokens:
@@ -78,10 +85,20 @@ class LegalMoves:
                 "No Z satisfies the constraint within the length bounds, so log Z = -inf.",
                 "Raise max_tokens, enlarge the alphabet or relax the constraint.",
             )
+        if self.tool is not None and self.tool.triggers.isdisjoint(self.alphabet.tolist()):
+            raise UserError(
+                "No trigger of the tool is in the alphabet, so it would never be called.",
+                "Add a trigger to the alphabet, or leave the tool out.",
+            )
 
     @classmethod
     def free(
-        cls, alphabet: Sequence[int] | IntArray, stop: int, min_tokens: int, max_tokens: int
+        cls,
+        alphabet: Sequence[int] | IntArray,
+        stop: int,
+        min_tokens: int,
+        max_tokens: int,
+        tool: BoundTool | None = None,
     ) -> LegalMoves:
         """The unconstrained moves: every token anywhere, ⊤ from ``min_tokens`` on."""
         ids = np.asarray(alphabet, dtype=np.int64)
@@ -92,6 +109,7 @@ class LegalMoves:
             max_tokens=max_tokens,
             next_state=np.zeros((1, len(ids)), dtype=np.int64),
             accepting=np.ones(1, dtype=np.bool_),
+            tool=tool,
         )
 
     @cached_property
@@ -144,7 +162,7 @@ class LegalMoves:
         return int(self.next_state[state, self.columns[token]])
 
     def states(self, tokens: Sequence[int] | IntArray) -> list[int]:
-        """Automaton states before each token and after the last one; length n + 1.
+        """Automaton states before each action and after the last one; length n + 1.
 
         Raises:
             ValueError: the sequence is not a path of legal moves.
@@ -164,13 +182,81 @@ class LegalMoves:
             states.append(state)
         return states
 
-    def masks(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Legal moves at every prefix of ``tokens``; shape [n + 1, V + 1]."""
-        return np.stack([self.row(i, s) for i, s in enumerate(self.states(tokens))])
+    def masks(self, tokens: Sequence[int] | IntArray, action: BoolArray | None = None) -> BoolArray:
+        """Legal moves at every prefix of ``tokens``; shape [n + 1, V + 1].
 
-    def stop_legal(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Where ⊤ is legal along ``tokens``; shape [n + 1]."""
-        return self.masks(tokens)[:, -1]
+        Args:
+            tokens: z₁ … zₙ, tool outputs included.
+            action: False inside tool outputs, [n]; None: they are recognised.
+
+        Returns:
+            All False at prefixes behind which the tool speaks.
+
+        Raises:
+            ValueError: the actions are not a path of legal moves, or a tool output is missing.
+        """
+        if self.tool is None and action is None:
+            return np.stack([self.row(i, s) for i, s in enumerate(self.states(tokens))])
+        ids = np.asarray(tokens, dtype=np.int64)
+        if action is None:
+            action = action_mask(len(ids), self.spans(ids.tolist()))
+        rows = [self.row(i, s) for i, s in enumerate(self.states(ids[action]))]
+        masks = np.stack(rows)[np.append(0, np.cumsum(action))]
+        masks[:-1][~action] = False
+        return masks
+
+    def stop_legal(
+        self, tokens: Sequence[int] | IntArray, action: BoolArray | None = None
+    ) -> BoolArray:
+        """Where ⊤ is legal along ``tokens``; shape [n + 1]; raises like :meth:`masks`."""
+        return self.masks(tokens, action)[:, -1]
+
+    def answer(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """What the tool appends behind an action, the last of ``tokens``; empty without a trigger."""
+        if self.tool is None or tokens[-1] not in self.tool.triggers:
+            return ()
+        return self.tool.output(tokens)
+
+    def execute(self, actions: Sequence[int]) -> list[int]:
+        """Z from its actions: each followed by what the tool answers."""
+        tokens: list[int] = []
+        for action in actions:
+            tokens.append(int(action))
+            tokens += self.answer(tokens)
+        return tokens
+
+    def spans(self, tokens: Sequence[int]) -> tuple[ToolSpan, ...]:
+        """The tool outputs in a Z.
+
+        Raises:
+            ValueError: behind a trigger stands something else.
+        """
+        if self.tool is None:
+            return ()
+        spans, place = [], 0
+        while place < len(tokens):
+            place += 1
+            if tokens[place - 1] in self.tool.triggers:
+                spans.append(self.tool.read(tokens, place))
+                place = spans[-1].stop
+        return tuple(spans)
+
+    def actions(self, tokens: Sequence[int]) -> list[int]:
+        """Z without tool outputs; raises like :meth:`spans`."""
+        mask = action_mask(len(tokens), self.spans(tokens))
+        return [int(token) for token, mine in zip(tokens, mask, strict=True) if mine]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest Z, tool outputs of full length included."""
+        if self.tool is None:
+            return self.max_tokens
+        costs = 1 + self.tool.max_output_tokens * np.isin(self.alphabet, list(self.tool.triggers))
+        longest = np.zeros(len(self.accepting), dtype=np.int64)
+        for length in range(self.max_tokens - 1, -1, -1):
+            rows = np.stack([self.row(length, s)[:-1] for s in range(len(self.accepting))])
+            longest = np.where(rows, costs + longest[self.next_state], 0).max(axis=1)
+        return int(longest[0])
 
     def count(self) -> int:
         """Number of complete Z (exact, arbitrary precision)."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posteriori.moves import LegalMoves
+from posteriori.tools import ToolSpan, action_mask
 from posteriori.trajectory import Trajectory
 
 # --------------------------------------------------------------------------------------- reward
@@ -39,8 +40,10 @@ class Prompt:
 class Reward(Protocol):
     """log R(Z⊤ | X), unnormalised, in nats, at temperature 1."""
 
-    version: int
-    """Changes when the same Z would be scored differently (after an M step)."""
+    @property
+    def version(self) -> int:
+        """Changes when the same Z would be scored differently (after an M step)."""
+        ...
 
     def log_reward(
         self, prompt: Prompt, sequences: Sequence[Sequence[int]]
@@ -86,7 +89,7 @@ class SampleRequest:
     Attributes:
         id: unique among requests in flight.
         prompt_ids: the policy's prompt.
-        moves: legal continuations.
+        moves: legal continuations; their tool, if they have one, is called by the engine.
         n: samples wanted.
         behaviour: how to sample.
         adapter_version: 0 for the base LM, else a version given to ``add_adapter``.
@@ -107,15 +110,22 @@ class Sample:
     """One finished Z.
 
     Attributes:
-        tokens: z₁ … zₙ without ⊤.
-        log_q: log-probability of each token under the behaviour, [n].
+        tokens: z₁ … zₙ without ⊤, tool outputs included.
+        log_q: log-probability of each token under the behaviour, [n]; 0 in tool outputs.
         log_q_stop: log-probability of ⊤ at each prefix under the behaviour, [n + 1];
             -inf where masked, 0 at ``max_tokens``. Σ log_q + log_q_stop[-1] is log q(Z⊤).
+        spans: the tool outputs.
     """
 
     tokens: list[int]
     log_q: NDArray[np.float32]
     log_q_stop: NDArray[np.float32]
+    spans: tuple[ToolSpan, ...] = ()
+
+    @property
+    def action(self) -> NDArray[np.bool_]:
+        """False inside tool outputs, bool [n]."""
+        return action_mask(len(self.tokens), self.spans)
 
     @property
     def total_log_q(self) -> float:

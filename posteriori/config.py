@@ -239,6 +239,24 @@ class LearnerConfig(Section):
         return self
 
 
+class EmConfig(Section):
+    """Variational EM: between ``rounds`` + 1 equal E steps (``learner.steps`` in all) lies an M step each.
+
+    An M step fits an adapter of the reward LM to chains Z drawn from q, by ``m_steps`` optimiser steps
+    on ``prompts_per_step`` X's with ``chains_per_prompt`` chains each. ``objective`` says what of log R
+    the adapter serves and maximises: ``y_given_xz``, the terms with {z} in their context, so that
+    p(Z | X) stays the base LM's; or ``joint``, every term with {z}, which is p(Z, Y | X).
+    """
+
+    rounds: int = Field(ge=1)
+    objective: Literal["y_given_xz", "joint"] = "y_given_xz"
+    m_steps: int = Field(default=20, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    lora_rank: int = Field(default=16, ge=1)
+    chains_per_prompt: int = Field(default=64, ge=2)
+    prompts_per_step: int = Field(default=32, ge=1)
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -253,6 +271,19 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
+    em: EmConfig | None = None
+
+    @model_validator(mode="after")
+    def _e_steps(self) -> RunConfig:
+        if self.em is not None:
+            shortest = self.learner.steps // (self.em.rounds + 1)
+            if shortest < max(1, 2 * self.learner.anneal_steps):
+                raise ValueError(
+                    f"em.rounds {self.em.rounds} leaves {shortest} of {self.learner.steps} learner.steps "
+                    "to each E step: at least 1 is needed, and twice learner.anneal_steps, which the "
+                    "first E step holds"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

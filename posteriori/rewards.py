@@ -45,6 +45,21 @@ class _Layout:
     tail_scored: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredText:
+    """One term of log R at one complete Z: weight · Σ log p(token | tokens before) where scored.
+
+    Attributes:
+        weight: of the term.
+        tokens: context and target, Z in its place, [L].
+        scored: tokens of the target, bool [L].
+    """
+
+    weight: float
+    tokens: list[int]
+    scored: NDArray[np.bool_]
+
+
 class ProductReward:
     """A product of likelihoods under frozen language models; implements ``Reward``.
 
@@ -53,10 +68,12 @@ class ProductReward:
         models: language model of each term.
         moves: legal continuations of an X.
 
+    Attributes:
+        terms: factors with their language models. Whoever exchanges a model changes ``version``
+            afterwards, so that no score carries a newer version than it has.
+
     Log-likelihoods are float32 forwards summed in float64, nats.
     """
-
-    version = 0
 
     def __init__(
         self,
@@ -64,7 +81,8 @@ class ProductReward:
         models: Sequence[LanguageModel],
         moves: Callable[[Prompt], LegalMoves],
     ) -> None:
-        self._terms = list(zip(terms, models, strict=True))
+        self.version = 0
+        self.terms = list(zip(terms, models, strict=True))
         self._moves = moves
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
@@ -72,7 +90,7 @@ class ProductReward:
         moves = self._moves(prompt)
         legal = [moves.stop_legal(sequence) for sequence in sequences]
         totals = [np.where(mask, 0.0, -np.inf) for mask in legal]
-        for term, lm in self._terms:
+        for term, lm in self.terms:
             layout = _layout(term, lm, prompt, moves.stop)
             for index, scores in enumerate(_term_scores(lm, layout, sequences, legal)):
                 if term.renormalise and layout.z_scored:
@@ -80,10 +98,22 @@ class ProductReward:
                 totals[index][legal[index]] += term.weight * scores[legal[index]]
         return totals
 
+    def scored_text(self, term: int, prompt: Prompt, sequence: Sequence[int]) -> ScoredText:
+        """What term number ``term`` scores at the complete Z ``sequence``; ``renormalise`` is left out."""
+        factor, lm = self.terms[term]
+        layout = _layout(factor, lm, prompt, self._moves(prompt).stop)
+        head = np.arange(len(layout.head)) >= layout.scored_from
+        z = [int(token) for token in sequence] if layout.has_z else []
+        return ScoredText(
+            weight=factor.weight,
+            tokens=[*layout.head, *z, *layout.tail],
+            scored=np.concatenate([head, np.full(len(z), layout.z_scored), layout.tail_scored]),
+        )
+
     def longest(self, prompt: Prompt) -> int:
         """Tokens of the longest sequence scored for X."""
         moves = self._moves(prompt)
-        layouts = [_layout(term, lm, prompt, moves.stop) for term, lm in self._terms]
+        layouts = [_layout(term, lm, prompt, moves.stop) for term, lm in self.terms]
         return max(len(item.head) + moves.max_tokens + len(item.tail) for item in layouts)
 
 

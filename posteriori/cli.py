@@ -138,6 +138,32 @@ def demo(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="Experiment; `list` names them all.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Seconds instead of minutes; for tests.")] = False,
+    work: Annotated[
+        Path, typer.Option(help="Keeps finished seeds; delete it to start over.")
+    ] = Path("runs/experiments"),
+    out: Annotated[
+        Path | None, typer.Option(help="Gets table, JSON and plot; default: the work directory.")
+    ] = None,
+) -> None:
+    """Run one of the paper's experiments and judge its table by what the paper's shows."""
+    from experiments import harness
+
+    if name == "list":
+        console.print("\n".join(harness.names()), highlight=False)
+        return
+    found = harness.find(name)
+    home = work / (f"{name}-quick" if quick else name)
+    results = harness.run(
+        found, seeds=seeds, quick=quick, work=home, out=out or home, console=console
+    )
+    harness.show(found, results, console)
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Directory for weights, tokenizer and model card.")],
     recipe: Annotated[str, typer.Option(help="pocket, or pocket-large for a GPU.")] = "pocket",

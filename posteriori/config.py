@@ -31,29 +31,93 @@ class RewardTerm(Section):
     ``target`` and ``context`` are templates over {x}, {y} (any field of the prompt), {z} and {stop}.
     ``{z}`` excludes the terminator; ``{z}{stop}`` scores it too. p_LM is over the whole vocabulary
     unless ``renormalise``, which restricts it to the legal moves at each position of {z}{stop}.
+    ``token_floor_nats`` clips the log-likelihood of every target token from below, which bounds what a
+    factor with a negative weight can pay for one improbable token.
     """
 
     target: str = "{z}{stop}"
     context: str = "{x}"
     weight: float = 1.0
     renormalise: bool = False
+    token_floor_nats: float | None = Field(default=None, lt=0)
     model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_support(self) -> RewardTerm:
+        if self.renormalise and self.token_floor_nats is not None:
+            raise ValueError(
+                "`token_floor_nats` clips the unrenormalised likelihood: use one of both"
+            )
+        return self
 
 
 class ConstraintConfig(Section):
-    """A hard constraint on Z: exactly one of the two.
+    """A constraint on Z: one of ``regex``, ``contains`` and ``words``, a ``predicate``, or both.
 
-    ``regex`` must match the whole text of Z; ``contains`` lists alphabet tokens that must all occur.
+    ``regex`` must match the whole text of Z; ``contains`` lists alphabet tokens that must all occur;
+    ``words`` is the least and greatest number of words. These mask q, so that every prefix can still be
+    completed, unless ``masked`` is false. ``predicate``, an import path ``module:function`` called as
+    ``function(text, fields)``, cannot be masked. What is not masked multiplies R by e^``floor_nats``
+    where it fails.
     """
 
     regex: str | None = None
     contains: tuple[str, ...] = ()
+    words: tuple[int, int] | None = None
+    predicate: str | None = None
+    masked: bool = True
+    floor_nats: float = Field(default=-10.0, lt=0)
+
+    @property
+    def has_floor(self) -> bool:
+        """Can a legal Z break it?"""
+        return self.predicate is not None or not self.masked
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> ConstraintConfig:
-        if (self.regex is None) == (not self.contains):
-            raise ValueError("give exactly one of `regex` and `contains`")
+    def _consistent(self) -> ConstraintConfig:
+        given = (self.regex is not None) + bool(self.contains) + (self.words is not None)
+        if given > 1 or (given == 0 and self.predicate is None):
+            raise ValueError("give one of `regex`, `contains` and `words`, a `predicate`, or both")
+        if self.words is not None and not 1 <= self.words[0] <= self.words[1]:
+            raise ValueError(f"words {list(self.words)} needs 1 <= least <= greatest")
+        if "floor_nats" in self.model_fields_set and not self.has_floor:
+            raise ValueError("`floor_nats` belongs to a `predicate` or to `masked: false`")
         return self
+
+
+class ContrastConfig(Section):
+    """The denominator of p(Z⊤ | X)^alpha · p(Z⊤ | X′)^-beta: an anti-prompt, an amateur model, or both.
+
+    ``prompt`` is the template of X′; ``model`` the amateur. Each token's log-likelihood under the
+    denominator is clipped from below at ``token_floor_nats``.
+    """
+
+    prompt: str = "{x}"
+    model: str | None = None
+    alpha: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.5, gt=0)
+    token_floor_nats: float = Field(default=-7.0, lt=0)
+
+    @model_validator(mode="after")
+    def _contrasts(self) -> ContrastConfig:
+        if self.prompt == "{x}" and self.model is None:
+            raise ValueError("give an anti-`prompt`, an amateur `model`, or both")
+        return self
+
+
+class PreferenceConfig(Section):
+    """A Bradley-Terry factor σ(r(X, Z)), or σ(r(X, Z) − r(X, reference)).
+
+    ``model`` is an import path ``module:function`` called as ``function(fields, texts)``, or the URL of
+    a service that takes ``{"fields": {…}, "texts": […]}`` and answers ``{"scores": […]}``, in nats.
+    ``reference`` is a template of the answer that Z is compared with.
+    """
+
+    model: str
+    reference: str | None = None
+    texts_per_request: int = Field(default=64, ge=1)
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    attempts: int = Field(default=4, ge=1)
 
 
 class GoldConfig(Section):
@@ -80,14 +144,27 @@ Prompts = tuple[dict[str, str], ...] | Path
 class ProblemConfig(Section):
     """A posterior over Z for each of several X.
 
-    ``kind`` is a preset of reward terms (``tempered``, ``constrained``, ``infilling``), ``product``
-    for explicit ``terms``, or ``python`` for ``factory``, an import path ``module:function`` called
-    as ``function(config, lm)`` that returns a Problem. ``test_prompts`` are held out of training and
-    reported apart; ``prompts_format`` is that of both files (see ``posteriori.data.formats``).
+    ``kind`` is a preset of reward terms (``tempered``, ``contrastive``, ``constrained``, ``infilling``,
+    ``reverse``, ``reasoning``, ``uniform``, ``preference``), ``product`` for explicit ``terms``, or
+    ``python`` for ``factory``, an import path ``module:function`` called as ``function(config, lm)``
+    that returns a Problem. ``policy_prompt`` is ``{x}`` unless the kind knows better.
+    ``test_prompts`` are held out of training and reported apart; ``prompts_format`` is that of both
+    files (see ``posteriori.data.formats``).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    kind: Literal["tempered", "constrained", "infilling", "product", "python"]
+    kind: Literal[
+        "tempered",
+        "contrastive",
+        "constrained",
+        "infilling",
+        "reverse",
+        "reasoning",
+        "uniform",
+        "preference",
+        "product",
+        "python",
+    ]
     prompts: Prompts
     test_prompts: Prompts | None = None
     prompts_format: Literal["objects", "text", "subj", "arithmetic", "rocstories"] | None = None
@@ -100,8 +177,30 @@ class ProblemConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     constraint: ConstraintConfig | None = None
     terms: tuple[RewardTerm, ...] = ()
+    contrast: ContrastConfig | None = None
+    labels: tuple[str, ...] = ()
+    wrong_label_penalty_nats: float = Field(default=50.0, gt=0)
+    preference: PreferenceConfig | None = None
     factory: str | None = None
     model: str | None = None
+
+    @property
+    def has_floor(self) -> bool:
+        """Does R fall by a step where a legal Z breaks a constraint or explains the wrong label?"""
+        return bool(self.labels) or (self.constraint is not None and self.constraint.has_floor)
+
+    @property
+    def has_factor(self) -> bool:
+        """Does a function outside the run file enter R? It sees every field of a prompt."""
+        predicate = self.constraint is not None and self.constraint.predicate is not None
+        return predicate or self.preference is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_sees_what_is_known(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "reverse":
+            return {"policy_prompt": "{y}", **data}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> ProblemConfig:
@@ -111,10 +210,19 @@ class ProblemConfig(Section):
             )
         if (self.kind == "product") != bool(self.terms):
             raise ValueError("`terms` belong to kind `product`, which needs at least one")
-        if (self.kind == "python") != (self.factory is not None):
-            raise ValueError("`factory` belongs to kind `python`, which needs it")
+        for key, kind in (
+            ("factory", "python"),
+            ("contrast", "contrastive"),
+            ("preference", "preference"),
+        ):
+            if (self.kind == kind) != (getattr(self, key) is not None):
+                raise ValueError(f"`{key}` belongs to kind `{kind}`, which needs it")
         if (self.kind == "constrained") and self.constraint is None:
             raise ValueError("kind `constrained` needs a `constraint`")
+        if self.labels and (self.kind != "reasoning" or len(set(self.labels)) < 2):
+            raise ValueError("`labels` belong to kind `reasoning` and are at least two")
+        if self.kind == "uniform" and self.temperature != 1:
+            raise ValueError("a uniform posterior has no temperature: leave it out")
         return self
 
 
@@ -290,6 +398,12 @@ class RunConfig(Section):
         names = [problem.name for problem in self.problems]
         if len(set(names)) != len(names):
             raise ValueError("two problems have the same name")
+        floored = [problem.name for problem in self.problems if problem.has_floor]
+        if floored and self.learner.huber_delta_nats is None:
+            raise ValueError(
+                f"log R of problem {floored[0]!r} falls by a step where its constraint fails, and squared "
+                "residuals of such a step drown all others: set learner.huber_delta_nats, such as 5"
+            )
         step = self.learner.prompts_per_step * self.learner.trajectories_per_prompt
         needed = max(step, self.sampling.group_size * self.sampling.groups_in_flight)
         if self.replay.slack_trajectories < needed:

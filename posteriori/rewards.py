@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,13 @@ from posteriori.seams import Prompt, Reward
 from posteriori.tree import TokenTree, TreeBuilder
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 NODES_PER_TREE = 512
 """A tree is closed at about this size: attention inside a row costs its square."""
+
+ROUNDING_NATS = 1e-6
+"""Two forwards of one tree may differ by this much."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,25 @@ class ProductReward:
         totals = [np.where(mask, 0.0, -np.inf) for mask in legal]
         for term, lm in self.terms:
             layout = _layout(term, lm, prompt, moves.stop)
-            for index, scores in enumerate(_term_scores(lm, layout, sequences, legal)):
+            found = _term_scores(lm, layout, sequences, legal, term.token_floor_nats)
+            for index, scores in enumerate(found):
                 if term.renormalise and layout.z_scored:
                     scores = scores + _renormalisation(lm, layout, sequences[index], moves)
                 totals[index][legal[index]] += term.weight * scores[legal[index]]
         return totals
+
+    def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
+        """``clipped``: complete Z's with a token below a term's ``token_floor_nats``. See ``draw_marks``."""
+        moves = self._moves(prompt)
+        floored = [term for term in self.terms if term[0].token_floor_nats is not None]
+        clipped = np.zeros(len(sequences), dtype=np.bool_)
+        ends = [np.arange(len(sequence) + 1) == len(sequence) for sequence in sequences]
+        for term, lm in floored:
+            layout = _layout(term, lm, prompt, moves.stop)
+            plain = _term_scores(lm, layout, sequences, ends)
+            raised = _term_scores(lm, layout, sequences, ends, term.token_floor_nats)
+            clipped |= [r[-1] > p[-1] + ROUNDING_NATS for r, p in zip(raised, plain, strict=True)]
+        return {"clipped": clipped} if floored else {}
 
     def scored_text(self, term: int, prompt: Prompt, sequence: Sequence[int]) -> ScoredText:
         """What term number ``term`` scores at the complete Z ``sequence``; ``renormalise`` is left out."""
@@ -109,6 +128,10 @@ class ProductReward:
             tokens=[*layout.head, *z, *layout.tail],
             scored=np.concatenate([head, np.full(len(z), layout.z_scored), layout.tail_scored]),
         )
+
+    def alike(self, term: RewardTerm) -> ProductReward:
+        """One likelihood under the language model of this product's first term."""
+        return ProductReward([term], [self.terms[0][1]], self._moves)
 
     def longest(self, prompt: Prompt) -> int:
         """Tokens of the longest sequence scored for X."""
@@ -150,7 +173,8 @@ def _term_scores(
     lm: LanguageModel,
     layout: _Layout,
     sequences: Sequence[Sequence[int]],
-    legal: Sequence[NDArray[np.bool_]],
+    legal: Sequence[BoolArray],
+    token_floor_nats: float | None = None,
 ) -> list[FloatArray]:
     """log p(target | context) with Z cut at every prefix; [n + 1] each, meaningful where legal."""
     trees: list[TokenTree] = []
@@ -171,6 +195,8 @@ def _term_scores(
         places.append((len(trees), nodes, tails))
     trees.append(builder.build())
     edges = lm.edge_log_probs(trees)
+    if token_floor_nats is not None:
+        edges = [np.maximum(edge, token_floor_nats) for edge in edges]
 
     results = []
     for (index, nodes, tails), sequence in zip(places, sequences, strict=True):
@@ -213,6 +239,7 @@ class FactorReward:
         text: token ids → text.
         floor: values below are raised to it. A finite floor keeps every legal Z in the support: leaving
             R = 0 out of the loss would let q leak mass there at no cost. About 10 below typical values.
+        name: what errors call the factor.
     """
 
     def __init__(
@@ -221,22 +248,78 @@ class FactorReward:
         log_factor: Callable[[Prompt, str, list[int]], float],
         text: Callable[[Sequence[int]], str],
         floor: float = -10.0,
+        name: str = "A factor of the reward",
     ) -> None:
-        self.version = base.version
         self._base = base
         self._log_factor = log_factor
         self._text = text
         self._floor = floor
+        self._name = name
+
+    @property
+    def version(self) -> int:
+        """That of R₀."""
+        return self._base.version
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """See ``Reward.log_reward``."""
         totals = self._base.log_reward(prompt, sequences)
-        for total, sequence in zip(totals, sequences, strict=True):
-            for prefix in np.flatnonzero(np.isfinite(total)):
-                tokens = [int(token) for token in sequence[:prefix]]
-                factor = self._log_factor(prompt, self._text(tokens), tokens)
-                total[prefix] += max(factor, self._floor) if factor == factor else factor
+        for z, places in terminable_prefixes(totals, sequences).items():
+            text = self._text(z)
+            factor = call_named(self._log_factor, (prompt, text, list(z)), self._name, prompt, text)
+            if factor == factor:  # NaN is reported with the prefix it belongs to
+                factor = max(factor, self._floor)
+            for row, prefix in places:
+                totals[row][prefix] += factor
         return totals
+
+    def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
+        """Those of R₀."""
+        return draw_marks(self._base, prompt, sequences)
+
+
+def terminable_prefixes(
+    totals: Sequence[FloatArray], sequences: Sequence[Sequence[int]]
+) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+    """Each distinct prefix with a finite log reward → its places (row, length) in ``totals``."""
+    places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for row, (total, sequence) in enumerate(zip(totals, sequences, strict=True)):
+        tokens = tuple(int(token) for token in sequence)
+        for prefix in np.flatnonzero(np.isfinite(total)):
+            places.setdefault(tokens[:prefix], []).append((row, int(prefix)))
+    return places
+
+
+def call_named(
+    function: Callable[..., Any], arguments: tuple[Any, ...], name: str, prompt: Prompt, z: str
+) -> Any:
+    """Call a function of the user's.
+
+    Raises:
+        RewardError: it raised; names it, the prompt and Z.
+    """
+    try:
+        return function(*arguments)
+    except Exception as cause:  # anything may go wrong in there
+        raise RewardError(
+            f"{name} raised {type(cause).__name__} for prompt {prompt.id!r}, Z = {z!r}: {cause}.",
+            "Mend it so that it answers for every legal Z, then continue with --resume.",
+        ) from cause
+
+
+def draw_marks(
+    reward: Reward, prompt: Prompt, sequences: Sequence[Sequence[int]]
+) -> dict[str, BoolArray]:
+    """Which complete Z's a reward treats specially, by name; {} for one that has no ``marks`` method.
+
+    ``clipped``: a likelihood met its floor; ``violating``: an unmasked constraint fails; ``wrong label``:
+    the LM prefers another label. The share of marked draws says how much of q lies there.
+
+    Returns:
+        Boolean arrays [number of sequences].
+    """
+    marks: Callable[..., dict[str, BoolArray]] | None = getattr(reward, "marks", None)
+    return marks(prompt, sequences) if marks is not None else {}
 
 
 def checked_log_reward(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,19 +12,37 @@ from posteriori.config import ProblemConfig, RewardTerm, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
-from posteriori.problems import automata, constrained, infilling, product, tempered
+from posteriori.problems import (
+    automata,
+    constrained,
+    contrastive,
+    infilling,
+    preference,
+    product,
+    reasoning,
+    reverse,
+    soft,
+    tempered,
+    uniform,
+)
 from posteriori.problems.gold import read_gold
+from posteriori.problems.imports import imported
 from posteriori.problems.problem import Problem
 from posteriori.problems.prompts import read_prompts, refuse_trained
 from posteriori.rewards import ProductReward
-from posteriori.seams import Prompt
+from posteriori.seams import Prompt, Reward
 
 __all__ = ["Problem", "build_problem", "build_problems"]
 
 _TERMS: dict[str, Callable[[ProblemConfig], tuple[RewardTerm, ...]]] = {
     "tempered": tempered.terms,
+    "contrastive": contrastive.terms,
     "constrained": constrained.terms,
     "infilling": infilling.terms,
+    "reverse": reverse.terms,
+    "reasoning": reasoning.terms,
+    "uniform": uniform.terms,
+    "preference": preference.terms,
     "product": product.terms,
 }
 
@@ -72,7 +89,7 @@ def build_problem(
         problem = _declared(config, lm, load, read_prompts(config, config.prompts), test_prompts)
     if test_prompts:
         problem = replace(problem, test_prompts=test_prompts)
-        refuse_trained(problem)
+        refuse_trained(config, problem)
     return replace(problem, gold=read_gold(config.gold, problem)) if config.gold else problem
 
 
@@ -83,9 +100,11 @@ def _declared(
     prompts: Sequence[Prompt],
     test_prompts: Sequence[Prompt],
 ) -> Problem:
-    """A problem whose reward is a product of likelihoods; raises like ``build_problem``."""
+    """A problem whose reward is a product of likelihoods and factors; raises like ``build_problem``."""
     legal = _legal_moves(config, lm)
     terms = _TERMS[config.kind](config)
+    if config.labels:
+        _check_labels(config, (*prompts, *test_prompts))
     for prompt in (*prompts, *test_prompts):
         where = f"Problem {config.name!r}, prompt {prompt.id!r}"
         templates.check(config.policy_prompt, set(prompt.fields), where)
@@ -107,15 +126,17 @@ def _declared(
                 f"Problem {config.name!r}: reward model {model.name} has another tokenizer than {lm.name}.",
                 "Choose a reward model with the policy's tokenizer.",
             )
-    reward = ProductReward(terms, models, lambda prompt: legal)
+    product_reward = ProductReward(terms, models, lambda prompt: legal)
+    reward = _with_factors(product_reward, config, lm)
 
     def policy_ids(prompt: Prompt) -> list[int]:
         return lm.context(templates.fill(config.policy_prompt, prompt.fields).before)
 
     problem = Problem(config.name, prompts, reward, lm, policy_ids, lambda prompt: legal)
+    _refuse_indistinguishable(config, terms, problem)
     for prompt in (*prompts, *test_prompts):
         sizes = [(lm, len(problem.policy_ids(prompt)) + config.max_tokens)]
-        sizes += [(model, reward.longest(prompt)) for model in models]
+        sizes += [(model, product_reward.longest(prompt)) for model in models]
         for model, size in sizes:
             if size > model.context_tokens:
                 raise UserError(
@@ -126,15 +147,80 @@ def _declared(
     return problem
 
 
+def _with_factors(likelihood: ProductReward, config: ProblemConfig, lm: LanguageModel) -> Reward:
+    """What a kind or a constraint multiplies the likelihoods by."""
+    reward: Reward = likelihood
+    where = f"Problem {config.name!r}"
+    if config.labels:
+        answer = likelihood.alike(reasoning.ANSWER)
+        reward = reasoning.LabelPenalty(
+            reward, answer, config.labels, config.wrong_label_penalty_nats
+        )
+    if config.preference is not None:
+        reward = preference.PreferenceReward(
+            reward,
+            preference.scorer(config),
+            lm.text,
+            config.preference.reference,
+            1 / config.temperature,
+            f"{where}: reward model {config.preference.model}",
+        )
+    constraint = config.constraint
+    unmasked = []
+    if constraint is not None and constraint.predicate is not None:
+        unmasked.append(soft.predicate(constraint.predicate, where))
+    if constraint is not None and not constraint.masked:
+        unmasked.append(soft.accepted_by(_moves(config, lm, masked=True)))
+    if unmasked or config.kind == "uniform":
+        reward = soft.SoftConstraint(
+            reward,
+            soft.all_of(unmasked),
+            lm.text,
+            constraint.floor_nats if constraint is not None else 0.0,
+            f"{where}: its constraint",
+            uniform=config.kind == "uniform",
+        )
+    return reward
+
+
+def _check_labels(config: ProblemConfig, prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if prompt.fields.get("y") not in config.labels:
+            raise UserError(
+                f"Problem {config.name!r}, prompt {prompt.id!r}: y is {prompt.fields.get('y')!r}, which is not "
+                f"one of the labels {', '.join(map(repr, config.labels))}.",
+                "List every label, spelt as in the data, or mend the prompt.",
+            )
+
+
+def _refuse_indistinguishable(
+    config: ProblemConfig, terms: Sequence[RewardTerm], problem: Problem
+) -> None:
+    """Refuse two X's with different rewards that look the same to the policy.
+
+    Raises:
+        UserError: names both, the fields in which they differ, and what the policy should see.
+    """
+    used: set[str] = set()
+    for term in terms:
+        used |= templates.fields(term.target) | templates.fields(term.context)
+    seen: dict[tuple[int, ...], Prompt] = {}
+    for prompt in problem.prompts:
+        first = seen.setdefault(tuple(problem.policy_ids(prompt)), prompt)
+        # Functions of the user's see every field.
+        fields = set(prompt.fields) if config.has_factor else used & set(prompt.fields)
+        differ = sorted(f for f in fields if prompt.fields[f] != first.fields.get(f))
+        if differ:
+            several = "{" + "}, {".join(differ) + "}"
+            raise UserError(
+                f"Problem {config.name!r}: prompts {first.id!r} and {prompt.id!r} differ in {several}, but the "
+                f"policy sees the same prompt {config.policy_prompt!r} for both, and one q cannot be two posteriors.",
+                f"Put {several} into policy_prompt, or keep one of the prompts.",
+            )
+
+
 def _from_factory(config: ProblemConfig, lm: LanguageModel) -> Problem:
-    module_name, _, attribute = (config.factory or "").partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as cause:
-        raise UserError(
-            f"Problem {config.name!r}: cannot import factory {config.factory!r}: {cause}.",
-            "Write it as package.module:function and run where that module can be imported.",
-        ) from cause
+    factory = imported(config.factory or "", "factory", f"Problem {config.name!r}")
     problem = factory(config, lm)
     if not isinstance(problem, Problem):
         raise UserError(
@@ -145,6 +231,11 @@ def _from_factory(config: ProblemConfig, lm: LanguageModel) -> Problem:
 
 
 def _legal_moves(config: ProblemConfig, lm: LanguageModel) -> LegalMoves:
+    """The moves of q: masked by the constraint, unless it is left to the reward."""
+    return _moves(config, lm, masked=config.constraint is not None and config.constraint.masked)
+
+
+def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMoves:
     if config.stop is not None:
         stop = lm.one_token(config.stop, "Terminator")
     elif lm.tokenizer.eos_token_id is not None:
@@ -158,13 +249,19 @@ def _legal_moves(config: ProblemConfig, lm: LanguageModel) -> LegalMoves:
         alphabet = [i for i in range(lm.vocabulary_size) if i != stop and i not in lm.special_ids]
     else:
         alphabet = [lm.one_token(text, "Alphabet entry") for text in config.alphabet]
-    if config.constraint is None:
+    constraint = config.constraint
+    if constraint is None or not masked:
         return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens)
-    if config.constraint.regex is not None:
-        automaton = automata.from_regex(config.constraint.regex, [lm.text([i]) for i in alphabet])
-    else:
-        required = [lm.one_token(text, "Required token") for text in config.constraint.contains]
+    texts = [lm.text([token]) for token in alphabet]
+    if constraint.regex is not None:
+        automaton = automata.from_regex(constraint.regex, texts)
+    elif constraint.words is not None:
+        automaton = automata.from_regex(automata.words_pattern(*constraint.words), texts)
+    elif constraint.contains:
+        required = [lm.one_token(text, "Required token") for text in constraint.contains]
         automaton = automata.containing(required, alphabet)
+    else:  # a predicate alone
+        return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens)
     next_state, accepting = automaton
     return LegalMoves(
         alphabet=np.asarray(alphabet, dtype=np.int64),

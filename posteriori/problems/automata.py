@@ -51,6 +51,11 @@ def from_regex(pattern: str, texts: Sequence[str]) -> Automaton:
     return next_state, accepting
 
 
+def words_pattern(least: int, greatest: int) -> str:
+    """Pattern of texts of that many words, separated by spaces; one space before the first is no word."""
+    return rf" ?[^ ]+( [^ ]+){{{least - 1},{greatest - 1}}}"
+
+
 def _run(machine: interegular.FSM, state: State, text: str) -> State | None:
     current = state
     for character in text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from posteriori import templates
 from posteriori.config import ProblemConfig, Prompts
 from posteriori.data import read, refuse_leaks
 from posteriori.data.records import Record
@@ -42,19 +43,24 @@ def read_prompts(config: ProblemConfig, source: Prompts | None, prefix: str = ""
     return prompts
 
 
-def refuse_trained(problem: Problem) -> None:
+def refuse_trained(config: ProblemConfig, problem: Problem) -> None:
     """Refuse held-out X's on which the policy is conditioned in training too.
+
+    Two X's are the same if ``policy_prompt`` is, filled in and normalised; where a factory's prompts
+    lack its fields, if the policy's tokens read the same.
 
     Raises:
         UserError: names them; or a held-out X has the name of another one.
     """
     _refuse_same_ids(problem.name, (*problem.prompts, *problem.test_prompts))
 
+    def text(prompt: Prompt) -> str:
+        if templates.fields(config.policy_prompt) <= set(prompt.fields):
+            return templates.fill(config.policy_prompt, prompt.fields).before
+        return problem.text(problem.policy_ids(prompt))
+
     def records(prompts: Sequence[Prompt]) -> list[Record]:
-        return [
-            Record({"x": problem.text(problem.policy_ids(prompt))}, f"prompt {prompt.id!r}")
-            for prompt in prompts
-        ]
+        return [Record({"x": text(prompt)}, f"prompt {prompt.id!r}") for prompt in prompts]
 
     try:
         refuse_leaks(

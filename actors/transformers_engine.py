@@ -18,30 +18,25 @@ from numpy.typing import NDArray
 
 from actors.adapter_files import check_adapter, check_slot, engine_rank
 from actors.behaviour import MoveTable, behaviour_log_q
+from posteriori.draft import Draft
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
-from posteriori.seams import Sample, SampledGroup, SampleRequest
+from posteriori.seams import SampledGroup, SampleRequest
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """One Z in the making; ``uniforms`` are the random numbers of its draws."""
+    """One Z in the making; ``uniforms`` are the random numbers of its draws. ``read`` counts the
+    tokens that the model has seen: it falls behind where a tool answers."""
 
     group: _Group
     uniforms: NDArray[np.float64]
-    tokens: list[int] = field(default_factory=list)
-    log_q: list[float] = field(default_factory=list)
-    log_q_stop: list[float] = field(default_factory=list)
-    state: int = 0
-    stopped: bool = False
+    draft: Draft
+    read: int = 0
 
     @property
     def finished(self) -> bool:
-        return self.stopped or len(self.tokens) == self.group.request.moves.max_tokens
-
-    def sample(self) -> Sample:
-        stop = self.log_q_stop if self.stopped else [*self.log_q_stop, 0.0]
-        return Sample(self.tokens, np.asarray(self.log_q, np.float32), np.asarray(stop, np.float32))
+        return self.draft.finished
 
 
 @dataclass(eq=False)
@@ -225,17 +220,17 @@ class TransformersEngine:
             raise ValueError(f"request {request.id} is in flight already")
         if request.adapter_version and request.adapter_version not in self._versions:
             raise ValueError(f"adapter version {request.adapter_version} is not loaded")
-        tokens = len(request.prompt_ids) + request.moves.max_tokens
+        tokens = len(request.prompt_ids) + request.moves.longest
         if not request.prompt_ids or tokens > self._max_model_tokens:
             raise UserError(
                 f"The prompt has {len(request.prompt_ids)} tokens and Z up to "
-                f"{request.moves.max_tokens}; together 1 to {self._max_model_tokens} are served.",
+                f"{request.moves.longest}; together 1 to {self._max_model_tokens} are served.",
                 "Shorten the prompt, lower max_tokens or raise max_model_tokens.",
             )
         seed = self._seeds.integers(2**63) if request.seed is None else request.seed
         uniforms = np.random.default_rng(seed).random((request.n, request.moves.max_tokens + 1))
         group = _Group(request, self._tables.setdefault(request.moves, MoveTable(request.moves)))
-        group.sequences = [_Sequence(group, row) for row in uniforms]
+        group.sequences = [_Sequence(group, row, Draft(request.moves)) for row in uniforms]
         self._groups[request.id] = group
         self._pending.append(group)
 
@@ -268,7 +263,7 @@ class TransformersEngine:
             del self._groups[group.request.id]
         if finished:
             self._forget_moves()
-        return [SampledGroup(g.request, [s.sample() for s in g.sequences]) for g in finished]
+        return [SampledGroup(g.request, [s.draft.sample() for s in g.sequences]) for g in finished]
 
     @property
     def unfinished(self) -> int:
@@ -321,18 +316,21 @@ class TransformersEngine:
             batch.join(joining)
 
     def _decode(self, version: int, batch: _Batch) -> None:
-        """One forward of a batch."""
-        last = [[sequence.tokens[-1]] for sequence in batch.sequences]
+        """One forward of a batch: each sequence reads a token, and moves once it has read all of its own."""
+        read = [[sequence.draft.tokens[sequence.read]] for sequence in batch.sequences]
         positions = torch.arange(batch.length + 1, device=self._device)
         mask = positions >= batch.padding.unsqueeze(1)
         logits = self._forward(
             version,
-            input_ids=torch.tensor(last, device=self._device),
+            input_ids=torch.tensor(read, device=self._device),
             attention_mask=mask.long(),
             position_ids=(batch.length - batch.padding).unsqueeze(1),
             past_key_values=batch.cache,
         )
-        self._draw(batch.sequences, logits)
+        for sequence in batch.sequences:
+            sequence.read += 1
+        ready = [row for row, s in enumerate(batch.sequences) if s.read == len(s.draft.tokens)]
+        self._draw([batch.sequences[row] for row in ready], logits[ready])
         self._shrink(version, batch, [not sequence.finished for sequence in batch.sequences])
 
     def _shrink(self, version: int, batch: _Batch, keep: list[bool]) -> None:
@@ -349,11 +347,13 @@ class TransformersEngine:
             rows_of_table.setdefault(sequence.group.table, []).append(row)
         for table, rows in rows_of_table.items():
             drawn = [sequences[row] for row in rows]
-            lengths = [len(sequence.tokens) for sequence in drawn]
+            lengths = [sequence.draft.actions for sequence in drawn]
             behaviours = [sequence.group.request.behaviour for sequence in drawn]
             at = torch.tensor(rows, device=self._device).unsqueeze(1)
             compact = logits[at, table.columns(self._device)]
-            masks = [table.row(length, s.state) for length, s in zip(lengths, drawn, strict=True)]
+            masks = [
+                table.row(length, s.draft.state) for length, s in zip(lengths, drawn, strict=True)
+            ]
             log_q = behaviour_log_q(
                 compact,
                 table.masks(masks, self._device),
@@ -368,14 +368,8 @@ class TransformersEngine:
             )
             columns = (cumulative <= threshold).sum(dim=-1).tolist()
             for sequence, column, row_log_q in zip(drawn, columns, log_q.numpy(), strict=True):
-                sequence.log_q_stop.append(float(row_log_q[-1]))
-                if column == len(table.moves.alphabet):
-                    sequence.stopped = True
-                    continue
-                token = int(table.moves.alphabet[column])
-                sequence.tokens.append(token)
-                sequence.log_q.append(float(row_log_q[column]))
-                sequence.state = table.moves.step(sequence.state, token)
+                token = int(table.moves.column_tokens[column])
+                sequence.draft.act(token, float(row_log_q[column]), float(row_log_q[-1]))
 
     def _forget_moves(self) -> None:
         used = {group.request.moves for group in self._groups.values()}

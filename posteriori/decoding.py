@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from posteriori.draft import Draft
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.rows import Rows
@@ -65,7 +66,7 @@ def sample(
 def token_forwards(prompt_ids: Sequence[int], samples: Sequence[Sample]) -> int:
     """Token forwards that drawing ``samples`` of one prompt takes: the prompt once, then every token of Z.
 
-    An upper bound: a token at ``max_tokens`` is never read, for ⊤ is forced behind it.
+    An upper bound: what stands behind the last of ``max_tokens`` actions is never read, for ⊤ is forced.
     """
     return len(prompt_ids) + sum(len(drawn.tokens) for drawn in samples)
 
@@ -79,43 +80,31 @@ def _decode(
     top_p: float,
 ) -> list[Sample]:
     """One Z for each row of ``uniforms`` [R, max_tokens + 1], the random numbers of its draws."""
-    stop_column = len(moves.alphabet)
-    tokens: list[list[int]] = [[] for _ in uniforms]
-    log_q: list[list[float]] = [[] for _ in uniforms]
-    log_q_stop: list[list[float]] = [[] for _ in uniforms]
-    states = [0] * len(uniforms)
+    drafts = [Draft(moves) for _ in uniforms]
     decoded = Rows(lm, prompt_ids, moves)
-    decoded.select(np.zeros(len(uniforms), dtype=np.int64))
-    running = list(range(len(uniforms)))
-    for length in range(moves.max_tokens + 1):
-        # At max_tokens ⊤ is forced: its log q is 0 whatever the logits are.
-        if length == moves.max_tokens:
-            for row in running:
-                log_q_stop[row].append(0.0)
-            break
-        legal = np.stack([moves.row(length, states[row]) for row in running])
-        log_moves = move_log_q(decoded.logits, legal, temperature, top_p)
-        drawn = draw_moves(log_moves, uniforms[running, length])
-        going = []
-        for place, (row, column) in enumerate(zip(running, drawn.tolist(), strict=True)):
-            log_q_stop[row].append(float(log_moves[place, stop_column]))
-            if column == stop_column:
-                continue
-            token = int(moves.alphabet[column])
-            tokens[row].append(token)
-            log_q[row].append(float(log_moves[place, column]))
-            states[row] = moves.step(states[row], token)
-            going.append(place)
-        if not going:
-            break
+    decoded.select(np.zeros(len(drafts), dtype=np.int64))
+    read = [0] * len(drafts)  # tokens of each Z read so far: it falls behind where a tool answers
+    running = [row for row, draft in enumerate(drafts) if not draft.finished]
+    while running:
+        places = [p for p, row in enumerate(running) if read[row] == len(drafts[row].tokens)]
+        acting = [running[place] for place in places]
+        lengths = [drafts[row].actions for row in acting]
+        if acting:
+            states = [drafts[row].state for row in acting]
+            legal = np.stack([moves.row(n, s) for n, s in zip(lengths, states, strict=True)])
+            log_moves = move_log_q(decoded.logits[places], legal, temperature, top_p)
+            drawn = draw_moves(log_moves, uniforms[acting, lengths])
+            for row, column, log_q in zip(acting, drawn.tolist(), log_moves, strict=True):
+                token = int(moves.column_tokens[column])
+                drafts[row].act(token, float(log_q[column]), float(log_q[-1]))
+        going = [place for place, row in enumerate(running) if not drafts[row].finished]
         running = [running[place] for place in going]
-        if length + 1 < moves.max_tokens:
+        if running:
             decoded.select(going)
-            decoded.advance([tokens[row][-1] for row in running])
-    return [
-        Sample(tokens[row], np.asarray(log_q[row], np.float32), np.asarray(stops, np.float32))
-        for row, stops in enumerate(log_q_stop)
-    ]
+            decoded.advance([drafts[row].tokens[read[row]] for row in running])
+        for row in running:
+            read[row] += 1
+    return [draft.sample() for draft in drafts]
 
 
 def move_log_q(

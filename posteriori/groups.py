@@ -83,22 +83,21 @@ def _refuse(trajectory: Trajectory, what: str) -> CorruptPayload:
 
 
 def legal_rows(trajectory: Trajectory, moves: LegalMoves) -> BoolArray:
-    """Legal moves at every prefix, tool outputs included; bool [n + 1, V + 1].
+    """Legal moves at every prefix, none before a tool output; bool [n + 1, V + 1].
 
-    The automaton and the length bound see actions only: a tool output leaves both where they were.
+    The stored tool outputs are taken as they are, and for the tool's answers from now on.
 
     Raises:
         CorruptPayload: an action is illegal, or ⊤ is recorded as legal where it is not or the
             other way round. ⊤ is never legal before a token that is a tool output.
     """
     try:
-        masks = moves.masks(trajectory.tokens[trajectory.action].astype(np.int64))
+        rows = moves.masks(trajectory.tokens, trajectory.action)
     except ValueError as cause:
         raise _refuse(trajectory, str(cause)) from cause
-    actions_before = np.concatenate([[0], np.cumsum(trajectory.action)])
-    rows: BoolArray = masks[actions_before]
-    stop_legal = rows[:, -1] & np.append(trajectory.action, True)
-    wrong = np.flatnonzero(stop_legal != trajectory.stop_legal)
+    if moves.tool is not None:
+        moves.tool.learn(trajectory.tokens.tolist(), trajectory.action)
+    wrong = np.flatnonzero(rows[:, -1] != trajectory.stop_legal)
     if len(wrong):
         raise _refuse(
             trajectory,

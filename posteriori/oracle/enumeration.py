@@ -70,7 +70,7 @@ class ExactPosterior:
         return _histogram(self.tree.first_columns, self._probabilities(log_p), size)
 
     def length_marginal(self, log_p: FloatArray | None = None) -> FloatArray:
-        """Probability of each length, [max_tokens + 1]."""
+        """Probability of each length in actions, [max_tokens + 1]."""
         size = self.tree.moves.max_tokens + 1
         return _histogram(self.tree.lengths, self._probabilities(log_p), size)
 
@@ -114,10 +114,10 @@ def enumerate_posterior(
     scores = np.full(len(tree), np.nan)
     for start in range(0, len(tree.maximal), SEQUENCES_PER_CALL):
         paths = [tree.path(node) for node in tree.maximal[start : start + SEQUENCES_PER_CALL]]
-        sequences = [[int(t) for t in moves.alphabet[tree.columns[path[1:]]]] for path in paths]
+        sequences = [tree.prefix(path[-1]) for path in paths]
         found = checked_log_reward(reward, problem, prompt, moves, sequences)
         for path, prefix_scores in zip(paths, found, strict=True):
-            scores[path] = prefix_scores
+            scores[path] = prefix_scores[tree.token_depths[path]]
     return ExactPosterior(tree, scores[tree.strings])
 
 

@@ -29,7 +29,7 @@ def sequence_log_q(
         lm: the sampler; its model may carry an active LoRA adapter.
         prompt_ids: the policy's prompt, at least one token.
         moves: legal Z.
-        sequences: token ids of n legal Z, without ⊤.
+        sequences: token ids of n legal Z, without ⊤, tool outputs included.
 
     Returns:
         Nats, float64 [n].
@@ -50,8 +50,10 @@ def sequence_log_q(
         for k in chunks[index]:
             stop = start + len(paths[k]) + 1
             masks = torch.from_numpy(moves.masks(paths[k]))
-            rows = logits[start:stop].double().cpu().masked_fill(~masks, -torch.inf)
-            columns = [*(moves.columns[token] for token in paths[k]), len(moves.alphabet)]
+            decides = masks.any(dim=1)  # elsewhere a tool speaks
+            rows = logits[start:stop].double().cpu().masked_fill(~masks, -torch.inf)[decides]
+            actions = moves.actions(paths[k])
+            columns = [*(moves.columns[token] for token in actions), len(moves.alphabet)]
             log_moves = torch.log_softmax(rows, dim=-1)
             log_q[k] = float(log_moves[torch.arange(len(columns)), columns].sum())
             start = stop

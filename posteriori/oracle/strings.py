@@ -1,4 +1,8 @@
-"""Every legal prefix of Z as one compact tree; the complete Z are those at which ⊤ is legal."""
+"""Every legal prefix of Z as one compact tree; the complete Z are those at which ⊤ is legal.
+
+A node is a prefix of actions. Where a tool answers, its output is a function of that prefix: it stands
+behind the node's last action and makes no nodes of its own.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class StringTree:
         parents: node of the prefix without its last token, -1 at node 0, int64 [N]; never greater
             than the node itself, and ascending within a level.
         columns: mask column of the last token (its place in the alphabet), -1 at node 0, int64 [N].
-        depths: prefix lengths, int64 [N].
+        depths: prefix lengths in actions, int64 [N].
         states: automaton states, int64 [N].
         strings: nodes that are a complete Z, int64 [count], ascending. "String k" is ``strings[k]``.
     """
@@ -95,7 +99,7 @@ class StringTree:
 
     @cached_property
     def lengths(self) -> IntArray:
-        """Length of each string, int64 [count]."""
+        """Length of each string in actions, int64 [count]."""
         return self.depths[self.strings]
 
     @cached_property
@@ -112,6 +116,32 @@ class StringTree:
         """Nodes without a legal continuation but ⊤: every string is a prefix of one of them."""
         return np.flatnonzero(~self.legal[:, :-1].any(axis=1))
 
+    @cached_property
+    def _answers(self) -> tuple[IntArray, IntArray]:
+        """What the tool says behind each node: all token ids in a row, and where each node's begin, [N + 1]."""
+        if self.moves.tool is None:
+            return np.empty(0, dtype=np.int64), np.zeros(len(self) + 1, dtype=np.int64)
+        prefixes: list[tuple[int, ...]] = [()]
+        said: list[tuple[int, ...]] = [()]
+        actions = self.moves.alphabet[self.columns[1:]].tolist()
+        for parent, action in zip(self.parents[1:].tolist(), actions, strict=True):
+            prefix = (*prefixes[parent], action)
+            said.append(self.moves.answer(prefix))
+            prefixes.append(prefix + said[-1])
+        return (
+            np.asarray(list(itertools.chain.from_iterable(said)), dtype=np.int64),
+            np.cumsum([0, *map(len, said)]),
+        )
+
+    @cached_property
+    def token_depths(self) -> IntArray:
+        """Prefix lengths in tokens, tool outputs included, int64 [N]."""
+        depths = self.depths.copy()
+        behind = np.diff(self._answers[1])
+        for level in self.levels[1:]:
+            depths[level] = depths[self.parents[level]] + 1 + behind[level]
+        return depths
+
     def path(self, node: int) -> list[int]:
         """Nodes from the empty prefix to ``node``, both included."""
         nodes = [int(node)]
@@ -120,8 +150,13 @@ class StringTree:
         return nodes[::-1]
 
     def prefix(self, node: int) -> list[int]:
-        """Token ids of a prefix."""
-        return [int(self.moves.alphabet[self.columns[n]]) for n in self.path(node)[1:]]
+        """Token ids of a prefix, tool outputs included."""
+        said, starts = self._answers
+        tokens = []
+        for n in self.path(node)[1:]:
+            tokens.append(int(self.moves.alphabet[self.columns[n]]))
+            tokens += said[starts[n] : starts[n + 1]].tolist()
+        return tokens
 
     def tokens(self, string: int) -> list[int]:
         """Token ids of string ``string``, without ⊤."""
@@ -134,7 +169,11 @@ class StringTree:
             KeyError: it is not a legal Z.
         """
         node = 0
-        for token in tokens:
+        try:
+            actions = self.moves.actions(tokens)
+        except ValueError as cause:
+            raise KeyError(f"{list(tokens)} is not a legal Z: {cause}") from cause
+        for token in actions:
             column = self.moves.columns.get(int(token), -1)
             below = np.flatnonzero((self.parents == node) & (self.columns == column))
             if column < 0 or len(below) == 0:
@@ -168,18 +207,37 @@ class StringTree:
             here = here[left[here]]
             for start in range(0, len(here), NODES_PER_PACK):
                 members = self._with_ancestors(here[start : start + NODES_PER_PACK])
-                place = np.searchsorted(members, self.parents[members]) + len(prompt) - 1
-                tree = TokenTree(
-                    # The empty prefix, members[0], is the last token of the prompt.
-                    tokens=np.append(prompt, self.moves.alphabet[self.columns[members[1:]]]),
-                    parents=np.append(np.arange(len(prompt)) - 1, place[1:]),
-                    depths=np.append(
-                        np.arange(len(prompt)), self.depths[members[1:]] + len(prompt) - 1
-                    ),
-                )
+                tree, ends = self._pack(members, prompt)
                 fresh = left[members]
                 left[members] = False
-                yield tree, members[fresh], np.flatnonzero(fresh) + len(prompt) - 1
+                yield tree, members[fresh], ends[fresh]
+
+    def _pack(self, members: IntArray, prompt: IntArray) -> tuple[TokenTree, IntArray]:
+        """The token tree of some prefixes, and where in it each of them ends.
+
+        Args:
+            members: nodes with all their ancestors, ascending.
+            prompt: token ids; the empty prefix, ``members[0]``, ends with its last token.
+        """
+        said, starts = self._answers
+        behind = (starts[members + 1] - starts[members])[1:]
+        ends = len(prompt) - 1 + np.append(0, np.cumsum(1 + behind))
+        actions = ends[1:] - behind
+        size = int(ends[-1]) + 1
+        tokens = np.empty(size, dtype=np.int64)
+        tokens[: len(prompt)] = prompt
+        tokens[actions] = self.moves.alphabet[self.columns[members[1:]]]
+        # A token follows the one before it in the row, but an action follows its parent's end.
+        parents = np.arange(size) - 1
+        parents[actions] = ends[np.searchsorted(members, self.parents[members[1:]])]
+        depths = np.arange(size)
+        depths[actions] = len(prompt) - 1 + self.token_depths[members[1:]] - behind
+        for node, action, length in zip(members[1:], actions, behind, strict=True):
+            if length:
+                span = slice(action + 1, action + 1 + length)
+                tokens[span] = said[starts[node] : starts[node + 1]]
+                depths[span] = depths[action] + 1 + np.arange(length)
+        return TokenTree(tokens, parents, depths), ends
 
     def _with_ancestors(self, nodes: IntArray) -> IntArray:
         found = [nodes]

@@ -73,6 +73,7 @@ class Rollout:
         import torch
 
         from actors.engines import start_engine
+        from actors.gold import LEASE_SECONDS, TASK, GoldSupply
         from actors.rollout import RolloutWorker
         from actors.self_test import self_test, unconstrained
         from posteriori.lm import LanguageModel
@@ -119,6 +120,11 @@ class Rollout:
                 adapter_directory=directory,
                 deadline_seconds=config.replay.deadline_seconds,
                 heartbeat=beat,
+                gold=GoldSupply(
+                    problems,
+                    claim=lambda: registry.claim(TASK, self._actor_id, LEASE_SECONDS),
+                    settle=lambda: registry.settle(TASK),
+                ),
             )
             self._worker.run(self._stop.is_set)
         except RewardError as cause:

@@ -18,6 +18,7 @@ import numpy as np
 
 from actors.adapter_follower import AdapterFollower
 from actors.exploration import Exploration, PlannedGroup
+from actors.gold import GoldSupply
 from actors.outbox import Outbox
 from posteriori.config import SamplingConfig
 from posteriori.moves import LegalMoves
@@ -79,6 +80,7 @@ class RolloutWorker:
         deadline_seconds: how long the buffer may refuse everything before that is an error.
         poll_seconds: how often the adapter store is asked for a newer version; 0: at every turn.
         heartbeat: called every ``HEARTBEAT_SECONDS`` with :meth:`status`.
+        gold: whether the problems' gold Z's are this worker's to store; None: they are.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RolloutWorker:
         deadline_seconds: float = 120.0,
         poll_seconds: float = POLL_SECONDS,
         heartbeat: Callable[[Heartbeat], None] | None = None,
+        gold: GoldSupply | None = None,
     ) -> None:
         self._actor_id = actor_id
         self._engine = engine
@@ -104,6 +107,7 @@ class RolloutWorker:
         self._outbox = Outbox(buffer, config.groups_in_flight, deadline_seconds)
         self._poll_seconds = poll_seconds
         self._heartbeat = heartbeat
+        self._gold = gold or GoldSupply(problems, claim=lambda: "yours", settle=lambda: None)
         self._planned: dict[str, PlannedGroup] = {}
         self._counts = RolloutCounts()
         self._begin = time.monotonic()
@@ -137,6 +141,10 @@ class RolloutWorker:
             in_use = {planned.request.adapter_version for planned in self._planned.values()}
             with self._counts.timing("loading"):
                 self._counts.adapters_loaded += self._follower.poll(in_use)
+            if self._gold.waiting:
+                with self._counts.timing("scoring"):
+                    for problem, prompt, sequences in self._gold.take():
+                        self.store_gold(problem, prompt, sequences)
         with self._counts.timing("sampling"):
             while len(self._planned) < self._config.groups_in_flight and not self._outbox.full:
                 planned = self._exploration.next(self._follower.version)
@@ -152,6 +160,8 @@ class RolloutWorker:
             self._counts.tokens += sum(len(sample.tokens) for sample in group.samples)
         with self._counts.timing("inserting"):
             self._outbox.flush()
+        if not len(self._outbox):
+            self._gold.stored()
         if not self._planned and self._outbox.full:
             with self._counts.timing("waiting"):
                 time.sleep(self._outbox.pause_seconds)

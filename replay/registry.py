@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgpack
 import redis
@@ -19,6 +19,8 @@ from replay.scripts import load_script
 EVENTS_KEPT = 10_000
 METRICS_KEPT = 100_000
 """Rows of history; about 200 bytes each and one a step. Both streams are cut approximately."""
+SETTLED = " done"
+"""Held by a task that is done; no component's name begins with a space."""
 BEGINNING = "0-0"
 """Before the first entry of a stream."""
 
@@ -173,6 +175,35 @@ class RunRegistry:
         with storage_errors(self._client):
             packed = self._client.get(self._key("failure"))
         return None if packed is None else Failure(*msgpack.unpackb(packed))
+
+    # --------------------------------------------------------------------------- tasks done once
+
+    def claim(
+        self, task: str, component: str, lease_seconds: float
+    ) -> Literal["yours", "taken", "done"]:
+        """Ask for a task that is done once a run, over all its attempts.
+
+        Args:
+            task: one word.
+            component: who asks; it may ask again for what it holds.
+            lease_seconds: after this long without :meth:`settle` the task is anybody's again.
+
+        Returns:
+            ``yours``, ``taken`` by another for now, or ``done``.
+        """
+        key, lease_milliseconds = self._key(f"task:{task}"), round(lease_seconds * 1000)
+        with storage_errors(self._client):
+            if self._client.set(key, component, nx=True, px=lease_milliseconds):
+                return "yours"
+            holder = cast(bytes | None, self._client.get(key))
+        if holder == SETTLED.encode():
+            return "done"
+        return "yours" if holder == component.encode() else "taken"
+
+    def settle(self, task: str) -> None:
+        """The task is done: no claim of it is granted any more."""
+        with storage_errors(self._client):
+            self._client.set(self._key(f"task:{task}"), SETTLED)
 
     # --------------------------------------------------------------------------------- streams
 

@@ -114,3 +114,19 @@ def test_runs_do_not_see_each_other(registry: RunRegistry, client: redis.Redis) 
     other = RunRegistry(client, "other")
     assert other.failure() is None
     assert other.components() == {}
+
+
+def test_a_task_is_done_once_though_its_holder_dies(
+    registry: RunRegistry, client: redis.Redis
+) -> None:
+    assert registry.claim("gold", "actor-0", lease_seconds=60) == "yours"
+    assert registry.claim("gold", "actor-0", lease_seconds=60) == "yours"
+    assert registry.claim("gold", "actor-1", lease_seconds=60) == "taken"
+    client.delete("posteriori:{test}:registry:task:gold")  # as when the lease runs out
+    assert registry.claim("gold", "actor-1", lease_seconds=60) == "yours"
+    lease = client.pttl("posteriori:{test}:registry:task:gold")
+    assert 0 < lease <= 60_000
+    registry.settle("gold")
+    registry.begin()  # a resumed run
+    assert registry.claim("gold", "actor-1", lease_seconds=60) == "done"
+    assert client.pttl("posteriori:{test}:registry:task:gold") == -1

@@ -109,12 +109,14 @@ def save(directory: Path, checkpoint: Checkpoint, keep_last: int = 3) -> Path:
     return final
 
 
-def load_latest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none.
+def load_latest(directory: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole, of step ``at_most`` at most; None if there is none.
 
     Damaged ones are skipped with a warning that says what is wrong with them.
     """
     for path in reversed(_complete(directory)):
+        if at_most is not None and int(path.name.removeprefix("step-")) > at_most:
+            continue
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as cause:

@@ -112,22 +112,38 @@ class Intake:
                     log.warning("%s", cause)
                     self._on_event("rejected", str(cause))
                     continue
-                sound.append(self._with_current_reward(trajectory))
+                sound.append(trajectory)
             if len(sound) >= SMALLEST_GROUP:
-                admitted.append(sound)
+                admitted.append(self._with_current_reward(sound))
         return admitted
 
-    def _with_current_reward(self, trajectory: Trajectory) -> Trajectory:
-        """The trajectory scored by the reward in force: after an M step stored rewards are void."""
-        problem = self._problems[trajectory.problem]
-        if trajectory.reward_version == problem.reward.version:
-            return trajectory
-        self.rescored += 1
-        prompt, tokens = problem.by_id[trajectory.prompt], trajectory.tokens.tolist()
-        moves = problem.moves(prompt)
-        scores = checked_log_reward(problem.reward, problem.name, prompt, moves, [tokens])[0]
-        return replace(
-            trajectory,
-            log_reward=np.asarray(scores, dtype=np.float32),
-            reward_version=problem.reward.version,
+    def _with_current_reward(self, group: Sequence[Trajectory]) -> list[Trajectory]:
+        """The group scored by the reward in force: after an M step stored rewards are void."""
+        problem = self._problems[group[0].problem]
+        version = problem.reward.version
+        stale = list(
+            dict.fromkeys(tuple(t.tokens.tolist()) for t in group if t.reward_version != version)
         )
+        if not stale:
+            return list(group)
+        prompt = problem.by_id[group[0].prompt]
+        scores = dict(
+            zip(
+                stale,
+                checked_log_reward(
+                    problem.reward, problem.name, prompt, problem.moves(prompt), stale
+                ),
+                strict=True,
+            )
+        )
+        self.rescored += sum(t.reward_version != version for t in group)
+        return [
+            t
+            if t.reward_version == version
+            else replace(
+                t,
+                log_reward=np.asarray(scores[tuple(t.tokens.tolist())], dtype=np.float32),
+                reward_version=version,
+            )
+            for t in group
+        ]

@@ -20,6 +20,7 @@ import torch
 from learner import checkpoint as checkpoints
 from learner.checkpoint import Checkpoint
 from learner.diagnostics import EngineCheck, case_name, step_metrics
+from learner.em import VariationalEm
 from learner.gradients import accumulate
 from learner.intake import Intake
 from learner.log_z import LogZTable
@@ -53,6 +54,7 @@ class Learner:
         buffer: where trajectories come from.
         adapters: where versions are published.
         directory: of the run; holds ``checkpoints/`` and ``tensorboard/``.
+        reward_adapters: where M steps publish the reward's adapters; needed by a run with ``em``.
         evaluate: called before the first step, every ``evaluate_every_steps`` and after the last.
         on_metrics: called with (step, metrics) after every step.
         on_event: called with (kind, message) when something notable happens.
@@ -71,6 +73,7 @@ class Learner:
         adapters: AdapterStore,
         directory: Path,
         *,
+        reward_adapters: AdapterStore | None = None,
         evaluate: Evaluate | None = None,
         on_metrics: Callable[[int, Mapping[str, float]], object] | None = None,
         on_event: Callable[[str, str], object] | None = None,
@@ -101,6 +104,12 @@ class Learner:
             if learns_log_z
             else None
         )
+        self.em: VariationalEm | None = None
+        if config.em is not None:
+            assert reward_adapters is not None, "a run with `em` publishes adapters of its reward"
+            self.em = VariationalEm(
+                config, problems, directory, reward_adapters, self._stop, self._on_event
+            )
         self.engine_check = EngineCheck()
         self.step = 0
         self.version = adapters.latest()
@@ -123,9 +132,14 @@ class Learner:
             StorageUnreachable, StorageFull, UserError: what was learned so far is saved first.
         """
         try:
+            if self.em is not None:
+                self.em.announce()
             self._publish()  # actors cannot sample on-policy before there is a version
             self._evaluate()
             while self.step < self.settings.steps and not self._stop.is_set():
+                if self.em is not None and self.em.due(self.step):
+                    self._m_step(self.em)
+                    continue
                 drawn = self.intake.draw()
                 if not drawn:
                     break  # stopped while waiting
@@ -143,6 +157,8 @@ class Learner:
             self._publish()
             if not self._stop.is_set():
                 self._evaluate()
+                if self.em is not None:
+                    self._record(self.em.bound(self.policy.language_model()))
             self.adapters.pin(self.version)
             self._save()
         except UserError:
@@ -168,7 +184,7 @@ class Learner:
         self.engine_check.compare(self.policy, drawn, self.problems)
         groups: list[Group] = [prepare(group, self.problems[group[0].problem]) for group in drawn]
         temperature = reward_temperature(self.settings, self.step)
-        rate = learning_rate(self.settings, self.step)
+        rate = self._learning_rate()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -207,6 +223,26 @@ class Learner:
             metrics["log_q_mismatch_mean"] = self.engine_check.mean_nats
             metrics["log_q_mismatch_max"] = self.engine_check.maximum_nats
         return metrics
+
+    def _learning_rate(self) -> float:
+        """Each E step has its own warm-up and decay: its posterior is a new one."""
+        if self.em is None:
+            return learning_rate(self.settings, self.step)
+        start, length = self.em.e_step(self.step)
+        return learning_rate(self.settings.model_copy(update={"steps": length}), self.step - start)
+
+    def _m_step(self, em: VariationalEm) -> None:
+        """Fit the reward LM to chains from q; what was scored before is re-scored when it is drawn."""
+        self._publish()
+        self._evaluate()
+        self._save()  # killed from here on, the run does this M step again
+        metrics = em.m_step(self.policy.language_model())
+        if metrics:
+            if self.log_z is not None:
+                self.log_z.forget()
+            self._record(metrics)
+            self._evaluated_step = -1  # it is another posterior now
+            self._evaluate()
 
     def _totals(self) -> dict[str, float]:
         """Counters of the whole run."""
@@ -269,6 +305,8 @@ class Learner:
             },
             "log_z_keys": self.log_z.keys if self.log_z is not None else [],
         }
+        if self.em is not None:
+            state["em"] = {"round": self.em.round, "m_step_due": self.em.due(self.step)}
         checkpoints.save(
             self.checkpoint_directory,
             Checkpoint(
@@ -304,6 +342,11 @@ class Learner:
         self.trajectories = counters["trajectories"]
         self.intake.rejected, self.intake.rescored = counters["rejected"], counters["rescored"]
         self.step = self._saved_step = found.step
+        if self.em is not None:
+            done, due = found.state["em"]["round"], found.state["em"]["m_step_due"]
+            self.em.resume(done + due)
+            if self.em.round > done and self.log_z is not None:
+                self.log_z.forget()
         # A version is never reused: actors and stored trajectories may know later ones than this.
         self.version = max(self.adapters.latest(), found.version)
         self._on_event("resumed", f"Continuing from step {found.step}.")

@@ -62,6 +62,11 @@ class LogZTable:
                 self.values.sub_(self.values.grad, alpha=self._rate)
             self.values.grad = None
 
+    def forget(self) -> None:
+        """Start all entries anew, from the next group of each: R has changed."""
+        with torch.no_grad():
+            self.values.fill_(torch.nan)
+
     def restore(self, keys: Sequence[Sequence[str]], values: Tensor) -> None:
         """Take over the entries of a checkpoint; prompts it does not know stay unseen."""
         with torch.no_grad():

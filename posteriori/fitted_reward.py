@@ -111,8 +111,10 @@ def _is_fitted(term: RewardTerm, objective: Objective) -> bool:
 
 
 def _check(problem: str, term: RewardTerm) -> None:
-    if term.weight <= 0 or term.renormalise:
-        what = "renormalise: true" if term.renormalise else f"weight {term.weight:g}"
+    if term.weight <= 0 or term.renormalise or term.token_floor_nats is not None:
+        what = f"weight {term.weight:g}"
+        if term.renormalise or term.token_floor_nats is not None:
+            what = "renormalise" if term.renormalise else "token_floor_nats"
         raise UserError(
             f"Problem {problem!r}: an M step cannot maximise the term ({term.target!r} given "
             f"{term.context!r}) with {what}.",

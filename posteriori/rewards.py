@@ -250,7 +250,7 @@ class FactorReward:
         floor: float = -10.0,
         name: str = "A factor of the reward",
     ) -> None:
-        self._base = base
+        self.base = base
         self._log_factor = log_factor
         self._text = text
         self._floor = floor
@@ -259,11 +259,11 @@ class FactorReward:
     @property
     def version(self) -> int:
         """That of R₀."""
-        return self._base.version
+        return self.base.version
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """See ``Reward.log_reward``."""
-        totals = self._base.log_reward(prompt, sequences)
+        totals = self.base.log_reward(prompt, sequences)
         for z, places in terminable_prefixes(totals, sequences).items():
             text = self._text(z)
             factor = call_named(self._log_factor, (prompt, text, list(z)), self._name, prompt, text)
@@ -275,7 +275,7 @@ class FactorReward:
 
     def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
         """Those of R₀."""
-        return draw_marks(self._base, prompt, sequences)
+        return draw_marks(self.base, prompt, sequences)
 
 
 def terminable_prefixes(

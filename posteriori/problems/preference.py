@@ -136,7 +136,7 @@ class PreferenceReward:
         weight: float,
         name: str,
     ) -> None:
-        self._base = base
+        self.base = base
         self._score = score
         self._text = text
         self._reference = reference
@@ -146,7 +146,7 @@ class PreferenceReward:
     @property
     def version(self) -> int:
         """That of R₀."""
-        return self._base.version
+        return self.base.version
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """See ``Reward.log_reward``. All prefixes are scored in one call.
@@ -154,7 +154,7 @@ class PreferenceReward:
         Raises:
             RewardError: the reward model failed, or a score is missing or not finite; names prompt and Z.
         """
-        totals = self._base.log_reward(prompt, sequences)
+        totals = self.base.log_reward(prompt, sequences)
         places = terminable_prefixes(totals, sequences)
         texts = [self._text(z) for z in places]
         scores = self.scores(prompt, texts)
@@ -190,7 +190,7 @@ class PreferenceReward:
 
     def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
         """Those of R₀."""
-        return draw_marks(self._base, prompt, sequences)
+        return draw_marks(self.base, prompt, sequences)
 
 
 def log_sigmoid(score: float) -> float:

@@ -36,7 +36,7 @@ class LabelPenalty:
     def __init__(
         self, base: Reward, answer: ProductReward, labels: Sequence[str], penalty_nats: float
     ) -> None:
-        self._base = base
+        self.base = base
         self._answer = answer
         self._labels = list(labels)
         self._penalty_nats = penalty_nats
@@ -44,11 +44,11 @@ class LabelPenalty:
     @property
     def version(self) -> int:
         """That of R₀."""
-        return self._base.version
+        return self.base.version
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """See ``Reward.log_reward``."""
-        totals = self._base.log_reward(prompt, sequences)
+        totals = self.base.log_reward(prompt, sequences)
         for total, margin in zip(totals, self._margins(prompt, sequences), strict=True):
             total[margin < 0] -= self._penalty_nats
         return totals
@@ -56,7 +56,7 @@ class LabelPenalty:
     def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
         """``wrong label``: complete Z's after which another label is more probable."""
         wrong = np.array([margin[-1] < 0 for margin in self._margins(prompt, sequences)])
-        return {**draw_marks(self._base, prompt, sequences), "wrong label": wrong}
+        return {**draw_marks(self.base, prompt, sequences), "wrong label": wrong}
 
     def _margins(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """log p(y | X, z₁:ᵢ) less that of the best other label; [n + 1] each, NaN where ⊤ is illegal."""

@@ -42,7 +42,7 @@ class SoftConstraint:
         *,
         uniform: bool = False,
     ) -> None:
-        self._base = base
+        self.base = base
         self._satisfied = satisfied
         self._text = text
         self._floor_nats = floor_nats
@@ -52,7 +52,7 @@ class SoftConstraint:
     @property
     def version(self) -> int:
         """That of R₀."""
-        return self._base.version
+        return self.base.version
 
     def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """See ``Reward.log_reward``.
@@ -60,7 +60,7 @@ class SoftConstraint:
         Raises:
             RewardError: the constraint raised; names it, the prompt and Z.
         """
-        totals = self._base.log_reward(prompt, sequences)
+        totals = self.base.log_reward(prompt, sequences)
         for z, places in terminable_prefixes(totals, sequences).items():
             holds = self._holds(prompt, z)
             for row, prefix in places:
@@ -73,7 +73,7 @@ class SoftConstraint:
     def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
         """``violating``: complete Z's that break the constraint."""
         violating = np.array([not self._holds(prompt, tuple(map(int, z))) for z in sequences])
-        return {**draw_marks(self._base, prompt, sequences), "violating": violating}
+        return {**draw_marks(self.base, prompt, sequences), "violating": violating}
 
     def _holds(self, prompt: Prompt, z: tuple[int, ...]) -> bool:
         text = self._text(z)

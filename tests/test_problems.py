@@ -63,7 +63,7 @@ def test_malformed_prompt_files(
         ({"stop": " sat"}, "also in the alphabet"),
         ({"max_tokens": 500}, "needs up to 50[0-9] tokens, but the context of .* is 128"),
         ({"policy_prompt": "{q}"}, r"uses \{q\}"),
-        ({"policy_prompt": "{x}{z}"}, r"policy_prompt holds \{z\}"),
+        ({"policy_prompt": "{x}{z}"}, r"holds \{z\} or"),
         ({"kind": "infilling"}, r"uses \{y\}"),
         (
             {"kind": "product", "terms": [{"target": "{z}", "context": "{x}{z}"}]},

@@ -29,6 +29,7 @@ from posteriori.problems.gold import read_gold
 from posteriori.problems.imports import imported
 from posteriori.problems.problem import Problem
 from posteriori.problems.prompts import read_prompts, refuse_trained
+from posteriori.problems.tool import bound_tool
 from posteriori.rewards import ProductReward
 from posteriori.seams import Prompt, Reward
 
@@ -105,13 +106,18 @@ def _declared(
     terms = _TERMS[config.kind](config)
     if config.labels:
         _check_labels(config, (*prompts, *test_prompts))
+    without_z = {"policy_prompt": config.policy_prompt}
+    if config.preference is not None and config.preference.reference is not None:
+        without_z["preference.reference"] = config.preference.reference
     for prompt in (*prompts, *test_prompts):
         where = f"Problem {config.name!r}, prompt {prompt.id!r}"
-        templates.check(config.policy_prompt, set(prompt.fields), where)
-        if "z" in templates.fields(config.policy_prompt):
-            raise UserError(
-                f"{where}: policy_prompt holds {{z}}.", "The policy samples Z behind its prompt."
-            )
+        for key, template in without_z.items():
+            templates.check(template, set(prompt.fields), where)
+            if templates.fields(template) & {"z", "stop"}:
+                raise UserError(
+                    f"{where}: {key} {template!r} holds {{z}} or {{stop}}.",
+                    "It is written before any Z is: use the prompt's fields alone.",
+                )
         for term in terms:
             templates.check(term.context, set(prompt.fields), where)
             templates.check(term.target, set(prompt.fields), where)
@@ -135,7 +141,7 @@ def _declared(
     problem = Problem(config.name, prompts, reward, lm, policy_ids, lambda prompt: legal)
     _refuse_indistinguishable(config, terms, problem)
     for prompt in (*prompts, *test_prompts):
-        sizes = [(lm, len(problem.policy_ids(prompt)) + config.max_tokens)]
+        sizes = [(lm, len(problem.policy_ids(prompt)) + legal.longest)]
         sizes += [(model, product_reward.longest(prompt)) for model in models]
         for model, size in sizes:
             if size > model.context_tokens:
@@ -249,9 +255,10 @@ def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMo
         alphabet = [i for i in range(lm.vocabulary_size) if i != stop and i not in lm.special_ids]
     else:
         alphabet = [lm.one_token(text, "Alphabet entry") for text in config.alphabet]
+    tool = bound_tool(config.tool, lm, f"Problem {config.name!r}") if config.tool else None
     constraint = config.constraint
     if constraint is None or not masked:
-        return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens)
+        return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens, tool)
     texts = [lm.text([token]) for token in alphabet]
     if constraint.regex is not None:
         automaton = automata.from_regex(constraint.regex, texts)
@@ -261,7 +268,7 @@ def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMo
         required = [lm.one_token(text, "Required token") for text in constraint.contains]
         automaton = automata.containing(required, alphabet)
     else:  # a predicate alone
-        return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens)
+        return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens, tool)
     next_state, accepting = automaton
     return LegalMoves(
         alphabet=np.asarray(alphabet, dtype=np.int64),
@@ -270,4 +277,5 @@ def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMo
         max_tokens=config.max_tokens,
         next_state=next_state,
         accepting=accepting,
+        tool=tool,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from posteriori import templates
 from posteriori.config import PreferenceConfig, ProblemConfig
@@ -80,7 +80,7 @@ class HttpScorer:
         where = f"Reward model {self._config.model}"
         retrying = Retrying(
             stop=stop_after_attempt(self._config.attempts),
-            wait=wait_exponential_jitter(initial=0.1, max=LONGEST_PAUSE_SECONDS),
+            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE_SECONDS),
             retry=retry_if_exception_type((httpx.TransportError, _Busy)),
             reraise=True,
         )

@@ -137,7 +137,32 @@ class ProductReward:
         """Tokens of the longest sequence scored for X."""
         moves = self._moves(prompt)
         layouts = [_layout(term, lm, prompt, moves.stop) for term, lm in self.terms]
-        return max(len(item.head) + moves.max_tokens + len(item.tail) for item in layouts)
+        return max(len(item.head) + moves.longest + len(item.tail) for item in layouts)
+
+
+def log_likelihood(
+    term: RewardTerm,
+    lm: LanguageModel,
+    prompt: Prompt,
+    sequences: Sequence[Sequence[int]],
+    stop: int,
+) -> FloatArray:
+    """log p_LM(target | context) of one term at complete Z's, weight and ``renormalise`` left out.
+
+    Args:
+        term: its templates.
+        lm: whose likelihood.
+        prompt: X.
+        sequences: Z's without ⊤, tool outputs included; N of them.
+        stop: token id of ⊤.
+
+    Returns:
+        Nats, [N].
+    """
+    layout = _layout(term, lm, prompt, stop)
+    ends = [np.arange(len(sequence) + 1) == len(sequence) for sequence in sequences]
+    found = _term_scores(lm, layout, sequences, ends)
+    return np.array([scores[-1] for scores in found])
 
 
 def _layout(term: RewardTerm, lm: LanguageModel, prompt: Prompt, stop: int) -> _Layout:
@@ -213,7 +238,10 @@ def _term_scores(
 def _renormalisation(
     lm: LanguageModel, layout: _Layout, sequence: Sequence[int], moves: LegalMoves
 ) -> FloatArray:
-    """-Σ log of the mass p_LM puts on the legal moves, for Z and for ⊤ where it is scored; [n + 1]."""
+    """-Σ log of the mass p_LM puts on the legal moves, for Z and for ⊤ where it is scored; [n + 1].
+
+    Tool outputs are no moves: p_LM of their tokens stays over the whole vocabulary.
+    """
     builder = TreeBuilder()
     root = builder.path(-1, layout.head)[-1]
     nodes = [root, *builder.path(root, sequence)]
@@ -221,8 +249,10 @@ def _renormalisation(
     everything = np.arange(lm.model.get_output_embeddings().weight.shape[0])
     ((_, logits),) = lm.node_logits([tree], [np.asarray(nodes)], everything)
     log_p = torch.log_softmax(logits.double(), dim=-1)[:, torch.from_numpy(moves.column_tokens)]
-    mask = torch.from_numpy(moves.masks(sequence)).to(log_p.device)
+    legal = moves.masks(sequence)
+    mask = torch.from_numpy(legal).to(log_p.device)
     log_mass = torch.logsumexp(log_p.masked_fill(~mask, -torch.inf), dim=-1).cpu().numpy()
+    log_mass[~legal.any(axis=1)] = 0.0
     correction = np.zeros(len(sequence) + 1)
     correction[1:] = -np.cumsum(log_mass[:-1])
     if layout.stop_scored:

@@ -26,7 +26,7 @@ def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> E
     longest = max(
         len(problem.policy_ids(prompt)) + max(problem.moves(prompt).max_tokens, 1)
         for problem in problems
-        for prompt in problem.prompts
+        for prompt in (*problem.prompts, *problem.test_prompts)
     )
     sampling = config.sampling
     if sampling.engine == "transformers":

@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
+from actors.adapter_follower import ADAPTER_SLOTS
+from actors.self_test import random_adapter
+from actors.transformers_engine import TransformersEngine
+from posteriori.commands.assessment import assess
+from posteriori.commands.report import new_x_section
 from posteriori.config import ProblemConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
+from posteriori.oracle.cases import exact_cases
 from posteriori.problems import Problem, build_problem
 
 SETTINGS: dict[str, Any] = {
@@ -89,3 +95,39 @@ def test_a_factory_has_held_out_prompts_too(
     assert build(tiny_lm, **python).test_prompts[0].fields == {"x": " the bird"}
     with pytest.raises(UserError, match="1 of 1 test items are found in training"):
         build(tiny_lm, **python, test_prompts=[{"x": " a dog"}])
+
+
+def test_new_x_are_assessed_apart(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    """A policy that is the base LM with a random adapter: exact and drawn figures for both parts."""
+    problem = build(tiny_lm)
+    random_adapter(
+        LanguageModel.load(tiny_lm.name).model, tmp_path / "a", rank=8, scale=0.3, seed=1
+    )
+    policy = tiny_lm.with_adapter(tmp_path / "a")
+    engine = TransformersEngine(
+        Path(tiny_lm.name), lora_rank=8, max_adapters=ADAPTER_SLOTS, device="cpu"
+    )
+    engine.add_adapter(1, tmp_path / "a")
+    cases = exact_cases([problem], 1000, tmp_path / "oracle")
+    assert [(case.name, case.held_out) for case in cases] == [
+        ("p/0", False), ("p/dog", False), ("p/test-0", True),
+    ]  # fmt: skip
+    again = exact_cases([problem], 1000, tmp_path / "oracle")
+    assert [case.exact.log_z for case in again] == [case.exact.log_z for case in cases]
+    assert len({case.exact.log_z for case in cases}) == 3
+    found = assess(
+        [problem], cases, engine, tiny_lm, policy,
+        adapter_version=1, draws=64, prompts_per_problem=8, seed=0,
+    )  # fmt: skip
+    engine.close()
+    assert [item.held_out for item in found] == [False, False, True]
+    new = found[2]
+    assert new.exact is not None
+    assert new.exact.policy.total_variation == pytest.approx(
+        cases[2].fidelity(policy).total_variation
+    )
+    assert new.policy.log_z == pytest.approx(new.exact.log_z, abs=5 * new.policy.log_z_se + 0.05)
+    trained, held_out = (line.strip("| ").split(" | ") for line in new_x_section(found)[6:8])
+    assert (trained[:2], held_out[:2]) == (["trained", "2"], ["held out", "1"])
+    assert float(held_out[2]) == pytest.approx(new.exact.policy.total_variation, abs=5e-4)
+    assert new_x_section(found[:2]) == []

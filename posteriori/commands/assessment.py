@@ -14,6 +14,7 @@ from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import Case
 from posteriori.oracle.enumeration import Fidelity
 from posteriori.problems import Problem
+from posteriori.rewards import draw_marks
 from posteriori.seams import Engine, Prompt
 
 EXAMPLES = 5
@@ -39,6 +40,7 @@ class SampleSummary:
         ess_fraction: effective share of the draws.
         pareto_k: tail of the weights; above 0.7 the weighted answers are not to be trusted.
         unique_fraction: distinct draws / draws.
+        marked: share of the draws that the reward treats specially; see ``rewards.draw_marks``.
     """
 
     n: int
@@ -48,6 +50,7 @@ class SampleSummary:
     pareto_k: float
     unique_fraction: float
     examples: tuple[Example, ...]
+    marked: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,14 @@ class Exact:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Everything about one X of a run: what its draws say, and the exact truth where it is known."""
+    """Everything about one X of a run: what its draws say, and the exact truth where it is known.
+
+    ``held_out``: the policy was not trained on this X.
+    """
 
     problem: str
     prompt: str
+    held_out: bool
     fields: dict[str, str]
     base: SampleSummary
     policy: SampleSummary
@@ -82,7 +89,7 @@ class Assessment:
         return asdict(self)
 
 
-def summarise(samples: WeightedSamples, problem: Problem) -> SampleSummary:
+def summarise(samples: WeightedSamples, problem: Problem, prompt: Prompt) -> SampleSummary:
     """Diagnostics of weighted draws."""
     estimate = metrics.log_z_estimate(samples.log_weights)
     return SampleSummary(
@@ -101,6 +108,10 @@ def summarise(samples: WeightedSamples, problem: Problem) -> SampleSummary:
             )
             for i in range(min(EXAMPLES, len(samples)))
         ),
+        marked={
+            name: float(mark.mean())
+            for name, mark in draw_marks(problem.reward, prompt, samples.tokens).items()
+        },
     )
 
 
@@ -136,7 +147,7 @@ def assess(
     prompts_per_problem: int,
     seed: int,
 ) -> list[Assessment]:
-    """Assess the first X's of every problem.
+    """Assess the first trained X's of every problem, and its first held-out ones.
 
     Args:
         problems: of the run.
@@ -145,23 +156,25 @@ def assess(
         base, policy: the same two samplers as language models, for exact log q.
         adapter_version: the policy's version in the engine.
         draws: from each sampler for each X.
-        prompts_per_problem: X's assessed.
+        prompts_per_problem: X's assessed of each of the two.
         seed: of the draws.
     """
     exact = {(case.problem.name, case.prompt.id): case for case in cases}
 
     def summary(problem: Problem, prompt: Prompt, version: int) -> SampleSummary:
         samples = draw(engine, problem, prompt, draws, adapter_version=version, seed=seed)
-        return summarise(samples, problem)
+        return summarise(samples, problem, prompt)
 
     found = []
     for problem in problems:
-        for prompt in problem.prompts[:prompts_per_problem]:
+        trained = problem.prompts[:prompts_per_problem]
+        for prompt in (*trained, *problem.test_prompts[:prompts_per_problem]):
             case = exact.get((problem.name, prompt.id))
             found.append(
                 Assessment(
                     problem=problem.name,
                     prompt=prompt.id,
+                    held_out=prompt.id not in problem.by_id,
                     fields=dict(prompt.fields),
                     base=summary(problem, prompt, 0),
                     policy=summary(problem, prompt, adapter_version),

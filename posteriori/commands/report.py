@@ -121,7 +121,7 @@ def fidelity_table(assessments: Sequence[Assessment]) -> tuple[list[str], list[l
         ):
             rows.append(
                 [
-                    item.name,
+                    f"{item.name} (new X)" if item.held_out else item.name,
                     sampler,
                     *_fidelity_cells(exact),
                     f"{drawn.ess_fraction:.3f}",
@@ -167,6 +167,7 @@ def _markdown(
         "Distances are exact: q and σ over every string, no histograms. Nats.",
         "",
         *_table(*fidelity_table(assessments)),
+        *new_x_section(assessments),
     ]
     for item in assessments:
         lines += _case_section(item)
@@ -201,6 +202,40 @@ def _markdown(
     lines += _table(["", ""], went)
     lines += ["## Where", "", *_table(["", ""], [[key, value] for key, value in machine().items()])]
     return "\n".join(lines)
+
+
+def new_x_section(assessments: Sequence[Assessment]) -> list[str]:
+    """The policy on the X's it was trained on beside those held out, if there are any."""
+    if not any(item.held_out for item in assessments):
+        return []
+
+    def row(name: str, items: Sequence[Assessment]) -> list[str]:
+        exact = [item.exact.policy for item in items if item.exact]
+
+        def mean(values: Sequence[float]) -> str:
+            return f"{sum(values) / len(values):.3f}" if values else "–"
+
+        return [
+            name,
+            str(len(items)),
+            mean([fidelity.total_variation for fidelity in exact]),
+            mean([fidelity.kl_posterior_q for fidelity in exact]),
+            mean([item.policy.ess_fraction for item in items]),
+        ]
+
+    return [
+        "## New X",
+        "",
+        "The policy on X's it was trained on and on X's held out of training: means over X.",
+        "",
+        *_table(
+            ["X", "number", "TV", "KL(σ‖q)", "ESS/N drawn"],
+            [
+                row("trained", [item for item in assessments if not item.held_out]),
+                row("held out", [item for item in assessments if item.held_out]),
+            ],
+        ),
+    ]
 
 
 def _case_section(item: Assessment) -> list[str]:

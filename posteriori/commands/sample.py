@@ -47,7 +47,10 @@ def sample(
     problem = run.problem(problem_name)
     if fields:
         section = next(p for p in run.config.problems if p.name == problem.name)
-        problem = build_problem(section.model_copy(update={"prompts": (fields,)}), run.base)
+        problem = build_problem(
+            section.model_copy(update={"prompts": (fields,), "test_prompts": None, "gold": None}),
+            run.base,
+        )
         prompt = problem.prompts[0]
     else:
         prompt = _prompt(problem, prompt_id)
@@ -63,12 +66,13 @@ def sample(
 def _prompt(problem: Problem, prompt_id: str | None) -> Prompt:
     if prompt_id is None:
         return problem.prompts[0]
-    if prompt_id not in problem.by_id:
-        raise UserError(
-            f"Problem {problem.name!r} has no prompt {prompt_id!r}.",
-            f"Choose among {', '.join(list(problem.by_id)[:10])}, or give a new X with --field x=TEXT.",
-        )
-    return problem.by_id[prompt_id]
+    for prompt in (*problem.prompts, *problem.test_prompts):
+        if prompt.id == prompt_id:
+            return prompt
+    raise UserError(
+        f"Problem {problem.name!r} has no prompt {prompt_id!r}.",
+        f"Choose among {', '.join(list(problem.by_id)[:10])}, or give a new X with --field x=TEXT.",
+    )
 
 
 def _to_dict(problem: Problem, prompt: Prompt, samples: WeightedSamples) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def dry_run(config: RunConfig, console: Console) -> None:
         counts = [problem.moves(prompt).count() for prompt in problem.prompts[:PROMPTS_PER_PROBLEM]]
         oracle = "exact oracle" if max(counts) <= config.oracle_max_strings else "no oracle"
         console.print(
-            f"# {problem.name}: {len(problem.prompts)} prompts, up to {max(counts):,} legal Z, {oracle}",
+            f"# {problem.name}: {len(problem.prompts)} prompts, {len(problem.test_prompts)} held out, "
+            f"{sum(map(len, problem.gold.values()))} gold Z, up to {max(counts):,} legal Z, {oracle}",
             highlight=False,
         )
 

@@ -34,9 +34,14 @@ class Case:
     exact: ExactPosterior
 
     @property
+    def held_out(self) -> bool:
+        """Was this X kept out of training?"""
+        return self.prompt.id not in self.problem.by_id
+
+    @property
     def name(self) -> str:
         """``problem/prompt``, or the problem's name where it has one X."""
-        many = len(self.problem.prompts) > 1
+        many = len(self.problem.prompts) + len(self.problem.test_prompts) > 1
         return f"{self.problem.name}/{self.prompt.id}" if many else self.problem.name
 
     def log_q(self, lm: LanguageModel) -> FloatArray:
@@ -49,11 +54,12 @@ class Case:
 
 
 def enumerable(problems: Sequence[Problem], max_strings: int) -> list[tuple[Problem, Prompt]]:
-    """The first X's of each problem with at most ``max_strings`` legal Z."""
+    """The first trained and held-out X's of each problem with at most ``max_strings`` legal Z."""
     return [
         (problem, prompt)
         for problem in problems
-        for prompt in problem.prompts[:PROMPTS_PER_PROBLEM]
+        for prompts in (problem.prompts, problem.test_prompts)
+        for prompt in prompts[:PROMPTS_PER_PROBLEM]
         if problem.moves(prompt).count() <= max_strings
     ]
 
@@ -72,9 +78,8 @@ def exact_cases(
     cases = []
     for problem, prompt in enumerable(problems, max_strings):
         moves = problem.moves(prompt)
-        file = (
-            directory / f"{problem.name}-{problem.prompts.index(prompt)}.npy" if directory else None
-        )
+        place = [*problem.prompts, *problem.test_prompts].index(prompt)
+        file = directory / f"{problem.name}-{place}.npy" if directory else None
         if file is not None and file.exists():
             exact = ExactPosterior(StringTree.of(moves, max_strings), np.load(file))
         else:

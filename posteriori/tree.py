@@ -173,7 +173,7 @@ def node_logits(
         columns: vocabulary rows of the LM head to apply, int64 [C]; None: all.
 
     Returns:
-        For each tree float32 logits [Kᵦ, C].
+        For each tree logits [Kᵦ, C], float32 (float64 where the model is).
     """
     inner = causal_model(model)
     hidden = _hidden(inner, trees)
@@ -183,11 +183,17 @@ def node_logits(
     if bias is not None and columns is not None:
         bias = bias[columns.to(bias.device)]
     return [
-        torch.nn.functional.linear(
-            hidden[row, torch.as_tensor(wanted, device=hidden.device)], weight, bias
-        ).float()
+        _at_least_float32(
+            torch.nn.functional.linear(
+                hidden[row, torch.as_tensor(wanted, device=hidden.device)], weight, bias
+            )
+        )
         for row, wanted in enumerate(nodes)
     ]
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()
@@ -211,7 +217,7 @@ def edge_log_probs(model: Any, trees: Sequence[TokenTree]) -> list[NDArray[np.fl
         for start in range(0, len(parents), chunk):
             stop = start + chunk
             rows = torch.from_numpy(parents[start:stop]).to(hidden.device)
-            logits = head(hidden[row, rows]).float()
+            logits = _at_least_float32(head(hidden[row, rows]))
             log_z = torch.logsumexp(logits, dim=-1)
             here = children[(place >= start) & (place < stop)]
             local = torch.from_numpy(place[(place >= start) & (place < stop)] - start).to(

@@ -74,8 +74,10 @@ class Rollout:
 
         from actors.engines import start_engine
         from actors.gold import LEASE_SECONDS, TASK, GoldSupply
+        from actors.reward_follower import RewardFollower
         from actors.rollout import RolloutWorker
         from actors.self_test import self_test, unconstrained
+        from posteriori.fitted_reward import FittedReward, store_name
         from posteriori.lm import LanguageModel
         from posteriori.problems import build_problems
         from replay.connection import connect
@@ -91,6 +93,13 @@ class Rollout:
         device = "cuda" if sampling.gpus_per_actor > 0 else "cpu"
         lm = LanguageModel.load(config.model, dtype=config.dtype, device=device)
         problems = build_problems(config, lm)
+        rewards = None
+        if config.em is not None:
+            rewards = RewardFollower(
+                FittedReward(problems, config.em.objective),
+                RedisAdapters(client, store_name(config.run)),
+                directory / "rewards",
+            )
         seed = actor_seed(config.seed, self._actor_id)
         engine = start_engine(config, problems, seed)
         try:
@@ -125,6 +134,7 @@ class Rollout:
                     claim=lambda: registry.claim(TASK, self._actor_id, LEASE_SECONDS),
                     settle=lambda: registry.settle(TASK),
                 ),
+                rewards=rewards,
             )
             self._worker.run(self._stop.is_set)
         except RewardError as cause:

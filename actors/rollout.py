@@ -20,6 +20,7 @@ from actors.adapter_follower import AdapterFollower
 from actors.exploration import Exploration, PlannedGroup
 from actors.gold import GoldSupply
 from actors.outbox import Outbox
+from actors.reward_follower import RewardFollower
 from posteriori.config import SamplingConfig
 from posteriori.moves import LegalMoves
 from posteriori.problems import Problem
@@ -81,6 +82,7 @@ class RolloutWorker:
         poll_seconds: how often the adapter store is asked for a newer version; 0: at every turn.
         heartbeat: called every ``HEARTBEAT_SECONDS`` with :meth:`status`.
         gold: whether the problems' gold Z's are this worker's to store; None: they are.
+        rewards: keeps log R at the newest M step; None: nothing changes it, or somebody else does.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class RolloutWorker:
         poll_seconds: float = POLL_SECONDS,
         heartbeat: Callable[[Heartbeat], None] | None = None,
         gold: GoldSupply | None = None,
+        rewards: RewardFollower | None = None,
     ) -> None:
         self._actor_id = actor_id
         self._engine = engine
@@ -108,6 +111,7 @@ class RolloutWorker:
         self._poll_seconds = poll_seconds
         self._heartbeat = heartbeat
         self._gold = gold or GoldSupply(problems, claim=lambda: "yours", settle=lambda: None)
+        self._rewards = rewards
         self._planned: dict[str, PlannedGroup] = {}
         self._counts = RolloutCounts()
         self._begin = time.monotonic()
@@ -141,6 +145,8 @@ class RolloutWorker:
             in_use = {planned.request.adapter_version for planned in self._planned.values()}
             with self._counts.timing("loading"):
                 self._counts.adapters_loaded += self._follower.poll(in_use)
+                if self._rewards is not None:
+                    self._rewards.poll()
             if self._gold.waiting:
                 with self._counts.timing("scoring"):
                     for problem, prompt, sequences in self._gold.take():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,9 @@ class LearnerProcess:
         import torch
 
         from learner.learner import Learner
+        from posteriori.fitted_reward import store_name
         from posteriori.lm import LanguageModel
-        from posteriori.oracle.cases import evaluation_metrics, exact_cases
+        from posteriori.oracle.cases import evaluator
         from posteriori.problems import build_problems
         from replay.redis_adapters import RedisAdapters
         from replay.redis_buffer import RedisBuffer
@@ -137,10 +138,6 @@ class LearnerProcess:
         device = resolve_device(config.learner.device)
         lm = LanguageModel.load(config.model, dtype=config.dtype, device=device)
         problems = build_problems(config, lm)
-        cases = exact_cases(problems, config.oracle_max_strings, self._directory / ORACLE_DIRECTORY)
-        evaluate: Callable[..., Mapping[str, float]] | None = None
-        if cases:
-            evaluate = lambda policy, step: evaluation_metrics(cases, policy.language_model())  # noqa: E731
         return Learner(
             config,
             lm,
@@ -148,7 +145,10 @@ class LearnerProcess:
             RedisBuffer(client, config.run, config.replay, seed=config.seed),
             RedisAdapters(client, config.run),
             self._directory,
-            evaluate=evaluate,
+            reward_adapters=RedisAdapters(client, store_name(config.run)) if config.em else None,
+            evaluate=evaluator(
+                problems, config.oracle_max_strings, self._directory / ORACLE_DIRECTORY
+            ),
             on_metrics=registry.record,
             on_event=registry.event,
             resume=self._resume,

@@ -31,7 +31,8 @@ class FittedReward:
 
     Args:
         problems: of the run, all scored by their base models so far.
-        objective: ``y_given_xz``: terms with {z} in their context; ``joint``: all terms with {z}.
+        objective: ``y_given_xz``: terms with {z} in their context, into which p(Z, Y | X) is split;
+            ``joint``: all terms with {z}.
 
     Attributes:
         base: the reward LM without an adapter.
@@ -44,21 +45,26 @@ class FittedReward:
     def __init__(self, problems: Sequence[Problem], objective: Objective) -> None:
         self.version = 0
         self._products: list[ProductReward] = []
+        self._answers: list[ProductReward] = []
         self._terms: dict[str, list[int]] = {}
         models: list[LanguageModel] = []
         for problem in problems:
             product = _product(problem)
+            if objective == "y_given_xz":
+                product.terms = [part for term in product.terms for part in _split(*term)]
             found = [i for i, (t, _) in enumerate(product.terms) if _is_fitted(t, objective)]
             for term, model in (product.terms[i] for i in found):
                 _check(problem.name, term)
                 models += [model] if all(model is not other for other in models) else []
             self._products.append(product)
             self._terms[problem.name] = found
+            answer = getattr(problem.reward, "answer", None)
+            if isinstance(answer, ProductReward):
+                self._answers.append(answer)
         if not models:
             raise UserError(
-                "em.objective y_given_xz fits terms with {z} in their context, and no problem has one.",
-                "Write the problem as `product` of (target {z}, context {x}) and (target {y}, context "
-                "{x}{z}), or set em.objective: joint.",
+                f"em.objective {objective}: log R of no problem has a term with something given Z.",
+                "Use `em` where Z explains a Y, such as kind `reasoning`, or leave it out.",
             )
         if len(models) > 1:
             raise UserError(
@@ -79,6 +85,8 @@ class FittedReward:
             UserError: the directory holds no adapter of the reward LM.
         """
         lm = self.base.with_adapter(adapter)
+        for answer in self._answers:  # which label the LM prefers is asked of the fitted one
+            answer.terms = [(term, lm) for term, _ in answer.terms]
         for product, fitted in zip(self._products, self._terms.values(), strict=True):
             for i in fitted:
                 product.terms[i] = (product.terms[i][0], lm)
@@ -104,6 +112,15 @@ def _product(problem: Problem) -> ProductReward:
             "Build it on a ProductReward (a factor around one keeps it as `base`), or leave out `em`.",
         )
     return reward
+
+
+def _split(term: RewardTerm, model: LanguageModel) -> list[tuple[RewardTerm, LanguageModel]]:
+    """p(Z, Y | X) as p(Z | X) · p(Y | X, Z): the same likelihood, and only the second is fitted."""
+    before, z, after = term.target.partition("{z}")
+    if not z or not after or after == "{stop}" or term.renormalise or term.token_floor_nats:
+        return [(term, model)]
+    parts = {"target": before + z}, {"target": after, "context": term.context + before + z}
+    return [(term.model_copy(update=part), model) for part in parts]
 
 
 def _is_fitted(term: RewardTerm, objective: Objective) -> bool:

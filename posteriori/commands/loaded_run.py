@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.engines import start_engine
+from posteriori.commands.adapters import use_exported_reward
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
@@ -42,7 +43,9 @@ class LoadedRun:
             )
         base = LanguageModel.load(config.model, dtype=config.dtype)
         directory.check_base(base)
-        return cls(directory, config, base, build_problems(config, base))
+        problems = build_problems(config, base)
+        use_exported_reward(directory, config, problems)
+        return cls(directory, config, base, problems)
 
     def policy(self, adapter: Path | None = None) -> LanguageModel:
         """The policy as a language model, for exact log q."""

@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 
 from actors.engines import start_engine
 from actors.rollout import RolloutCounts, RolloutWorker
-from posteriori.commands.adapters import export
+from posteriori.commands.adapters import export, export_reward
 from posteriori.commands.loaded_run import LoadedRun
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import ReplayConfig, RunConfig
+from posteriori.fitted_reward import store_name
 from posteriori.lm import LanguageModel
-from posteriori.oracle.cases import evaluation_metrics, exact_cases
+from posteriori.oracle.cases import evaluator
 from posteriori.problems import Problem, build_problems
 from posteriori.seams import Draw
 from replay.memory_adapters import MemoryAdapters
@@ -108,10 +109,10 @@ def train_locally(
     problems = list(problems) if problems is not None else build_problems(config, lm)
     home = RunDirectory(directory or config.directory)
     home.create(config, lm)
-    cases = exact_cases(problems, config.oracle_max_strings, home.oracle)
     log = _History(on_metrics)
     buffer = FedBuffer(config.replay, config.seed)
     adapters = MemoryAdapters(config.run)
+    rewards = MemoryAdapters(store_name(config.run))
     engine = start_engine(config, problems, config.seed)
     try:
         with TemporaryDirectory(prefix=".adapters-", dir=home.path) as scratch:
@@ -135,17 +136,16 @@ def train_locally(
                 buffer,
                 adapters,
                 home.path,
-                evaluate=(
-                    (lambda policy, step: evaluation_metrics(cases, policy.language_model()))
-                    if cases
-                    else None
-                ),
+                # The worker scores by the same problems: it sees M steps without following a store.
+                reward_adapters=rewards,
+                evaluate=evaluator(problems, config.oracle_max_strings, home.oracle),
                 on_metrics=log.record,
             )
             learner.run()
     finally:
         engine.close()
     export(adapters, adapters.latest(), home.adapter)
+    export_reward(rewards, home)
     run = LoadedRun(home, config, lm, problems)
     counts = worker.counts
     return LocalRun(run, log.rows, counts.samples, counts, time.monotonic() - began)

@@ -85,12 +85,13 @@ def write(
         "machine": machine(),
         "assessments": [assessment.to_dict() for assessment in assessments],
         "weight_checks": [asdict(check) for check in checks],
+        "em": em_rounds(history),
     }
     (directory.path / "report.json").write_text(
         json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8"
     )
     (directory.path / "report.md").write_text(
-        _markdown(summary, assessments, checks, cases, bool(history)), encoding="utf-8"
+        _markdown(summary, assessments, checks, cases, history), encoding="utf-8"
     )
     return report
 
@@ -154,7 +155,7 @@ def _markdown(
     assessments: Sequence[Assessment],
     checks: Sequence[WeightCheck],
     cases: Sequence[Case],
-    has_curves: bool,
+    history: Sequence[Mapping[str, float]],
 ) -> str:
     lines = [f"# Run {summary.run}", ""]
     if summary.stopped_early:
@@ -188,8 +189,9 @@ def _markdown(
                 for check in checks
             ],
         )
+    lines += _em_section(em_rounds(history))
     lines += ["## How the run went", ""]
-    if has_curves:
+    if history:
         lines += ["![curves](plots/curves.png)", ""]
     went = [[f"idle: {name}", f"{value:.3f}"] for name, value in summary.idle.items()]
     went.append(["rollout actors replaced", str(summary.restarts)])
@@ -202,6 +204,38 @@ def _markdown(
     lines += _table(["", ""], went)
     lines += ["## Where", "", *_table(["", ""], [[key, value] for key, value in machine().items()])]
     return "\n".join(lines)
+
+
+def em_rounds(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The rows of variational EM, in order: each round's M step, then the bound at the end."""
+    keys = ("step", "em_round", "bound", "bound_se", "bound_after", "bound_after_se")
+    return [{key: row[key] for key in keys if key in row} for row in history if "bound" in row]
+
+
+def _em_section(rounds: Sequence[Mapping[str, float]]) -> list[str]:
+    if not rounds:
+        return []
+
+    def cell(row: Mapping[str, float], key: str) -> str:
+        return f"{row[key]:.4f} ± {row[key + '_se']:.4f}" if key in row else "–"
+
+    table = [
+        [
+            f"{row['em_round']:.0f}" if "em_round" in row else "end",
+            f"{row['step']:.0f}",
+            cell(row, "bound"),
+            cell(row, "bound_after"),
+        ]
+        for row in rounds
+    ]
+    return [
+        "## Variational EM",
+        "",
+        "The bound E_q[log R − log q] ≤ log Z, mean over the X's, nats: before each M step under the "
+        "reward that q was trained for, and after it under the new one.",
+        "",
+        *_table(["M step", "learner step", "bound", "bound after the M step"], table),
+    ]
 
 
 def new_x_section(assessments: Sequence[Assessment]) -> list[str]:

@@ -23,7 +23,8 @@ class RunDirectory:
 
     ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``redis/`` the
     embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
-    ``early-adapters/`` the last that was still far from each posterior · ``oracle/`` ·
+    ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
+    ``reward/`` · ``early-adapters/`` the last that was still far from each posterior · ``oracle/`` ·
     ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/``.
     """
 
@@ -40,6 +41,10 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def reward_adapters(self) -> Path:
+        return self.path / "reward-adapters"
 
     def early_adapter(self, case: str) -> Path:
         return self.path / "early-adapters" / case.replace("/", "-")
@@ -81,6 +86,7 @@ class RunDirectory:
             ("problems", old.problems, config.problems),
             ("learner.lora_rank", old.learner.lora_rank, config.learner.lora_rank),
             ("learner.lora_targets", old.learner.lora_targets, config.learner.lora_targets),
+            ("em", _kind_of_em(old), _kind_of_em(config)),
         ):
             if before != now:
                 raise UserError(
@@ -164,6 +170,11 @@ class RunDirectory:
             stream.write(str(os.getpid()))
             stream.flush()
             yield
+
+
+def _kind_of_em(config: RunConfig) -> tuple[str, int] | None:
+    """What of the ``em`` section a run cannot change: its rounds may grow."""
+    return None if config.em is None else (config.em.objective, config.em.lora_rank)
 
 
 def find(run: str) -> RunDirectory:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from posteriori import config as run_file
 from posteriori.commands import report as report_writer
-from posteriori.commands.adapters import export
+from posteriori.commands.adapters import export, export_reward, use_exported_reward
 from posteriori.commands.assessment import WeightCheck, assess, check_weights
 from posteriori.commands.interrupts import Interrupts
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
@@ -26,6 +26,7 @@ from posteriori.commands.report import RunSummary
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.commands.watch import UNDER_TRAINED_TV, Watch
 from posteriori.config import RunConfig
+from posteriori.fitted_reward import FittedReward, store_name
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, Case, exact_cases
 from posteriori.problems import Problem, build_problems
@@ -90,6 +91,8 @@ def _validated(config: RunConfig) -> tuple[LanguageModel, list[Problem]]:
     lm = LanguageModel.load(config.model, dtype=config.dtype)
     problems = build_problems(config, lm)
     target_modules(lm.model, config.learner.lora_targets)
+    if config.em is not None:
+        FittedReward(problems, config.em.objective)
     return lm, problems
 
 
@@ -106,6 +109,7 @@ def _run(
     with directory.locked(), interrupts.installed():
         history, summary = _train(directory, config, problems, console, interrupts, resuming)
         console.print("Training is over; assessing the policy.", highlight=False)
+        use_exported_reward(directory, config, problems)
         report = _assess(directory, config, lm, problems, history, summary)
     console.print(f"Report: {directory.path / 'report.md'}", highlight=False)
     return report
@@ -148,6 +152,7 @@ def _train(
         watch.follow(learner, interrupts)
         version = adapters.latest()
         export(adapters, version, directory.adapter)
+        export_reward(RedisAdapters(client, store_name(config.run)), directory)
         summary = _summary(config, watch, buffer.stats(), pool.state.restarts, version)
     return watch.history, RunSummary(
         **summary, seconds=time.monotonic() - began, stopped_early=interrupts.asked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from posteriori.oracle.enumeration import (
     fidelity,
 )
 from posteriori.oracle.strings import StringTree
+from posteriori.policy import Policy
 from posteriori.problems import Problem
 from posteriori.seams import Prompt
 
@@ -72,14 +73,15 @@ def exact_cases(
     Args:
         problems: of the run.
         max_strings: X's with more legal Z have no oracle.
-        directory: where log R of all strings is kept between the processes of one run; None: nowhere.
-            Delete it to have everything scored anew.
+        directory: where log R of all strings is kept between the processes of one run, a file for
+            each version of the reward; None: nowhere. Delete it to have everything scored anew.
     """
     cases = []
     for problem, prompt in enumerable(problems, max_strings):
         moves = problem.moves(prompt)
+        version = f"-r{problem.reward.version}" if problem.reward.version else ""
         place = [*problem.prompts, *problem.test_prompts].index(prompt)
-        file = directory / f"{problem.name}-{place}.npy" if directory else None
+        file = directory / f"{problem.name}-{place}{version}.npy" if directory else None
         if file is not None and file.exists():
             exact = ExactPosterior(StringTree.of(moves, max_strings), np.load(file))
         else:
@@ -103,3 +105,25 @@ def evaluation_metrics(cases: Sequence[Case], lm: LanguageModel) -> dict[str, fl
         found[f"ess/{case.name}"] = row.ess_fraction
         found[f"log_z_exact/{case.name}"] = case.exact.log_z
     return found
+
+
+def evaluator(
+    problems: Sequence[Problem], max_strings: int, directory: Path | None = None
+) -> Callable[[Policy, int], dict[str, float]] | None:
+    """``evaluation_metrics`` of a policy, as the learner calls it, under the rewards in force.
+
+    Posteriors are enumerated anew after every M step. None: no X is small enough.
+    """
+    if not enumerable(problems, max_strings):
+        return None
+    known: list[int] = []
+    cases: list[Case] = []
+
+    def evaluate(policy: Policy, step: int) -> dict[str, float]:
+        versions = [problem.reward.version for problem in problems]
+        if versions != known:
+            cases[:] = exact_cases(problems, max_strings, directory)
+            known[:] = versions
+        return evaluation_metrics(cases, policy.language_model())
+
+    return evaluate

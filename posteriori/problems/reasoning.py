@@ -37,7 +37,7 @@ class LabelPenalty:
         self, base: Reward, answer: ProductReward, labels: Sequence[str], penalty_nats: float
     ) -> None:
         self.base = base
-        self._answer = answer
+        self.answer = answer
         self._labels = list(labels)
         self._penalty_nats = penalty_nats
 
@@ -63,7 +63,7 @@ class LabelPenalty:
         scores = {}
         for label in self._labels:
             asked = replace(prompt, fields={**prompt.fields, "y": label})
-            scores[label] = self._answer.log_reward(asked, sequences)
+            scores[label] = self.answer.log_reward(asked, sequences)
         own = scores.pop(prompt.fields["y"])
         margins = []
         for index, score in enumerate(own):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from posteriori.problems.tool import bound_tool
 from posteriori.rewards import ProductReward
 from posteriori.seams import Prompt, Reward
 
-__all__ = ["Problem", "build_problem", "build_problems"]
+__all__ = ["Problem", "build_problem", "build_problems", "needed_fields"]
 
 _TERMS: dict[str, Callable[[ProblemConfig], tuple[RewardTerm, ...]]] = {
     "tempered": tempered.terms,
@@ -92,6 +92,24 @@ def build_problem(
         problem = replace(problem, test_prompts=test_prompts)
         refuse_trained(config, problem)
     return replace(problem, gold=read_gold(config.gold, problem)) if config.gold else problem
+
+
+def needed_fields(config: ProblemConfig, known: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Fields of a prompt that the policy sees, and those that log R reads.
+
+    Args:
+        config: section of the run file.
+        known: fields that the problem's prompts have; functions of the user's may read them all.
+    """
+    if config.kind == "python":
+        return set(known), set(known)
+    seen = templates.fields(config.policy_prompt)
+    if config.has_factor:
+        return seen, set(known)
+    read = {"y"} if config.labels else set()
+    for term in _TERMS[config.kind](config):
+        read |= templates.fields(term.target) | templates.fields(term.context)
+    return seen, read - {"z", "stop"}
 
 
 def _declared(

@@ -342,7 +342,7 @@ def draw_marks(
 ) -> dict[str, BoolArray]:
     """Which complete Z's a reward treats specially, by name; {} for one that has no ``marks`` method.
 
-    ``clipped``: a likelihood met its floor; ``violating``: an unmasked constraint fails; ``wrong label``:
+    ``clipped``: a likelihood met its floor; ``violating``: an unmasked constraint fails; ``mislabelled``:
     the LM prefers another label. The share of marked draws says how much of q lies there.
 
     Returns:

@@ -280,6 +280,10 @@ def _case_section(item: Assessment) -> list[str]:
             f"- {item.exact.strings:,} strings, exp(entropy of σ) = {item.exact.effective_strings:.0f}, "
             f"log Z = {item.exact.log_z:.4f}"
         )
+    lines += [
+        f"- draws {name}: base LM {item.base.marked[name]:.1%}, policy {share:.1%}"
+        for name, share in item.policy.marked.items()
+    ]
     lines += ["", "Samples side by side:", ""]
     lines += _table(
         ["base LM", "log q", "log R", "policy", "log q", "log R"],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import (
@@ -20,6 +22,7 @@ from posteriori.oracle.enumeration import (
 from posteriori.oracle.strings import StringTree
 from posteriori.policy import Policy
 from posteriori.problems import Problem
+from posteriori.rewards import draw_marks
 from posteriori.seams import Prompt
 
 PROMPTS_PER_PROBLEM = 8
@@ -52,6 +55,12 @@ class Case:
     def fidelity(self, lm: LanguageModel) -> Fidelity:
         """Distance of a base LM or policy from the posterior."""
         return fidelity(self.exact, self.log_q(lm))
+
+    @cached_property
+    def marks(self) -> dict[str, NDArray[np.bool_]]:
+        """Strings the reward treats specially, by name, [count]; see ``rewards.draw_marks``."""
+        strings = [self.exact.tree.tokens(k) for k in range(self.exact.count)]
+        return draw_marks(self.problem.reward, self.prompt, strings)
 
 
 def enumerable(problems: Sequence[Problem], max_strings: int) -> list[tuple[Problem, Prompt]]:
@@ -96,10 +105,17 @@ def exact_cases(
 
 
 def evaluation_metrics(cases: Sequence[Case], lm: LanguageModel) -> dict[str, float]:
-    """``tv/…``, ``kl/…``, ``ess/…`` and ``log_z_exact/…`` of a sampler, a row for each case."""
+    """``tv/…``, ``kl/…``, ``ess/…`` and ``log_z_exact/…`` of a sampler, a row for each case.
+
+    Where a reward marks strings, such as those with a clipped likelihood, q's mass on them too:
+    ``clipped/…``, ``violating/…``, ``mislabelled/…``.
+    """
     found = {}
     for case in cases:
-        row = case.fidelity(lm)
+        log_q = case.log_q(lm)
+        row = fidelity(case.exact, log_q)
+        for name, mark in case.marks.items():
+            found[f"{name}/{case.name}"] = float(np.exp(log_q)[mark].sum())
         found[f"tv/{case.name}"] = row.total_variation
         found[f"kl/{case.name}"] = row.kl_posterior_q
         found[f"ess/{case.name}"] = row.ess_fraction

@@ -54,9 +54,9 @@ class LabelPenalty:
         return totals
 
     def marks(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> dict[str, BoolArray]:
-        """``wrong label``: complete Z's after which another label is more probable."""
+        """``mislabelled``: complete Z's after which another label is more probable."""
         wrong = np.array([margin[-1] < 0 for margin in self._margins(prompt, sequences)])
-        return {**draw_marks(self.base, prompt, sequences), "wrong label": wrong}
+        return {**draw_marks(self.base, prompt, sequences), "mislabelled": wrong}
 
     def _margins(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
         """log p(y | X, z₁:ᵢ) less that of the best other label; [n + 1] each, NaN where ⊤ is illegal."""

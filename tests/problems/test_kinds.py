@@ -114,7 +114,7 @@ def test_reasoning_with_the_penalty_of_wrong_labels(tiny_lm: LanguageModel, naiv
     )
     expected = [wrong(list(found.tree.tokens(k))) for k in range(found.count)]
     assert 0 < sum(expected) < found.count
-    assert marked(problem, found, "wrong label").tolist() == expected
+    assert marked(problem, found, "mislabelled").tolist() == expected
     assert problem.policy_ids(problem.prompts[0]) == x
 
 

@@ -18,6 +18,7 @@ function (the baseline is the mean of the other trajectories of the same X) and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.draws import Budget
 from baselines.policy_gradient import (
     Decisions,
     clipped_fraction,
@@ -39,7 +41,6 @@ from baselines.policy_gradient import (
 from baselines.trained import (
     AdapterSettings,
     Collect,
-    Costs,
     Evaluate,
     Optimiser,
     Trained,
@@ -158,40 +159,41 @@ def train_ppo(
     optimiser = Optimiser(policy, settings, settings.steps * updates)
     rng = np.random.default_rng(seed)
     prompts = _prompts(problems, rng)
-    costs, curve = Costs(), []
+    budget, seconds = Budget(), 0.0
+    curve: list[dict[str, float]] = []
     beta = settings.kl_coefficient
     for step in range(1, settings.steps + 1):
-        with costs.timing():
-            groups = []
-            for _ in range(settings.prompts_per_step):
-                problem, prompt = next(prompts)
-                drawn = collect(
-                    policy, problem, prompt, settings.samples_per_prompt, int(rng.integers(2**62))
-                )
-                groups.append(prepare(drawn, problem))
-                costs.reward_evaluations += len(drawn)
-                costs.token_forwards += sampling_tokens(problem, prompt, drawn)
-            # q_old, p₀ and one pass for each epoch.
-            costs.token_forwards += (2 + settings.epochs) * training_tokens(groups)
-            round_ = _score(policy, groups, settings, beta)
-            row = {"step": float(step), "kl_coefficient": beta, **_summary(round_)}
-            clipped = [0.0]
-            for _ in range(settings.epochs):
-                order = rng.permutation(len(round_))
-                clipped = [
-                    _update(policy, optimiser, [round_[i] for i in chosen], settings, beta)
-                    for chosen in _chunks(order.tolist(), settings.prompts_per_update)
-                ]
-            row["clipped_fraction"] = float(np.mean(clipped))
-            row["reward_evaluations"] = float(costs.reward_evaluations)
-            if settings.kl_target_nats is not None:
-                error = np.clip(row["kl_base"] / settings.kl_target_nats - 1, -KL_STEP, KL_STEP)
-                share = settings.trajectories_per_step / settings.kl_horizon_trajectories
-                beta *= 1 + float(error) * share
+        began = time.perf_counter()
+        groups = []
+        for _ in range(settings.prompts_per_step):
+            problem, prompt = next(prompts)
+            drawn = collect(
+                policy, problem, prompt, settings.samples_per_prompt, int(rng.integers(2**62))
+            )
+            groups.append(prepare(drawn, problem))
+            budget += Budget(sampling_tokens(problem, prompt, drawn), len(drawn))
+        # q_old, p₀ and one pass for each epoch.
+        budget += Budget((2 + settings.epochs) * training_tokens(groups))
+        round_ = _score(policy, groups, settings, beta)
+        row = {"step": float(step), "kl_coefficient": beta, **_summary(round_)}
+        clipped = [0.0]
+        for _ in range(settings.epochs):
+            order = rng.permutation(len(round_))
+            clipped = [
+                _update(policy, optimiser, [round_[i] for i in chosen], settings, beta)
+                for chosen in _chunks(order.tolist(), settings.prompts_per_update)
+            ]
+        row["clipped_fraction"] = float(np.mean(clipped))
+        row["reward_evaluations"] = float(budget.reward_evaluations)
+        if settings.kl_target_nats is not None:
+            error = np.clip(row["kl_base"] / settings.kl_target_nats - 1, -KL_STEP, KL_STEP)
+            share = settings.trajectories_per_step / settings.kl_horizon_trajectories
+            beta *= 1 + float(error) * share
+        seconds += time.perf_counter() - began
         if evaluate and (step % settings.evaluate_every_steps == 0 or step == settings.steps):
             row |= evaluate(policy, step)
         curve.append(row)
-    return Trained(policy, costs, curve)
+    return Trained(policy, budget, seconds, curve)
 
 
 def _prompts(

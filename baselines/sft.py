@@ -7,15 +7,16 @@ answers it fits those few. No reward is evaluated: what the pairs cost is for th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from baselines.draws import Budget
 from baselines.trained import (
     AdapterSettings,
-    Costs,
     Evaluate,
     Optimiser,
     Trained,
@@ -67,27 +68,29 @@ def train_sft(
     policy = Policy(problems[0].lm, settings, seed)
     optimiser = Optimiser(policy, settings, settings.steps)
     rng = np.random.default_rng(seed)
-    costs, curve = Costs(), []
+    budget, seconds = Budget(), 0.0
+    curve: list[dict[str, float]] = []
     queue: list[int] = []
     for step in range(1, settings.steps + 1):
-        with costs.timing():
-            while len(queue) < min(settings.batch_size, len(pairs)):
-                queue += rng.permutation(len(pairs)).tolist()
-            batch = [pairs[i] for i in queue[: settings.batch_size]]
-            del queue[: len(batch)]
-            groups = packed(batch, by_name)
-            loss = 0.0
-            for members in microbatches(groups, settings.tokens_per_microbatch):
-                part = -sequence_log_q(policy, members).sum() / len(batch)
-                part.backward()
-                loss += float(part.detach())
-            norm = optimiser.step()
-            costs.token_forwards += training_tokens(groups)
+        began = time.perf_counter()
+        while len(queue) < min(settings.batch_size, len(pairs)):
+            queue += rng.permutation(len(pairs)).tolist()
+        batch = [pairs[i] for i in queue[: settings.batch_size]]
+        del queue[: len(batch)]
+        groups = packed(batch, by_name)
+        loss = 0.0
+        for members in microbatches(groups, settings.tokens_per_microbatch):
+            part = -sequence_log_q(policy, members).sum() / len(batch)
+            part.backward()
+            loss += float(part.detach())
+        norm = optimiser.step()
+        budget += Budget(token_forwards=training_tokens(groups))
+        seconds += time.perf_counter() - began
         row = {"step": float(step), "loss": loss, "gradient_norm": norm}
         if evaluate and (step % settings.evaluate_every_steps == 0 or step == settings.steps):
             row |= evaluate(policy, step)
         curve.append(row)
-    return Trained(policy, costs, curve)
+    return Trained(policy, budget, seconds, curve)
 
 
 def sequence_log_q(policy: Policy, groups: Sequence[Group]) -> torch.Tensor:

@@ -7,9 +7,7 @@ differs. Rewards come from the problem, so a budget of reward evaluations means 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from baselines.draws import Budget
 from posteriori.decoding import sample
 from posteriori.groups import Group, prepare
 from posteriori.lm import LanguageModel
@@ -56,43 +55,21 @@ class AdapterSettings:
     evaluate_every_steps: int = 50
 
 
-@dataclass
-class Costs:
-    """What a training took.
-
-    Attributes:
-        reward_evaluations: trajectories scored; every prefix of one counts once, as for the learner.
-        token_forwards: tokens read by the LM to sample and to train; a backward pass, which costs
-            about two more, and the forwards inside the reward are not in it.
-        seconds: of wall clock, evaluations aside.
-    """
-
-    reward_evaluations: int = 0
-    token_forwards: int = 0
-    seconds: float = 0.0
-
-    @contextmanager
-    def timing(self) -> Iterator[None]:
-        """Charge the seconds of a block."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
-
-
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A trained baseline.
 
     Attributes:
         policy: the base LM with the adapter.
-        costs: what it took.
+        budget: token forwards to sample and to train, and trajectories scored. A backward pass, which
+            costs about two forwards more, is not counted.
+        seconds: of wall clock, evaluations aside.
         curve: metrics in order of ``step``; see the trainer for their names.
     """
 
     policy: Policy
-    costs: Costs
+    budget: Budget
+    seconds: float
     curve: list[dict[str, float]]
 
     def language_model(self) -> LanguageModel:

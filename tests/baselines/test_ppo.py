@@ -261,7 +261,7 @@ def test_the_two_targets_have_the_optima_they_claim(tiny_lm: LanguageModel, esti
             lora_rank=8,
         )
         trained = train_ppo([problem], settings, seed=0)
-        assert trained.costs.reward_evaluations == 60 * 64
+        assert trained.budget.reward_evaluations == 60 * 64
         (found,) = distances(trained.policy, problem, [optimum])
         assert found < 0.08, (target, found)
 
@@ -282,9 +282,9 @@ def test_without_a_penalty_ppo_forgets_all_but_the_best(tiny_lm: LanguageModel) 
     first, last = trained.curve[0], trained.curve[-1]
     assert last["log_reward"] > first["log_reward"] + 0.5
     assert last["entropy"] < 0.7 * first["entropy"]
-    assert sum(calls) == trained.costs.reward_evaluations == last["reward_evaluations"] == 12 * 32
+    assert sum(calls) == trained.budget.reward_evaluations == last["reward_evaluations"] == 12 * 32
     assert last["seen"] == 12
-    assert trained.costs.token_forwards > 0
+    assert trained.budget.token_forwards > 0
 
 
 def test_the_penalty_adapts_towards_its_target(tiny_lm: LanguageModel) -> None:

@@ -57,8 +57,8 @@ def test_posterior_samples_make_the_posterior(tiny_lm: LanguageModel, tmp_path: 
     assert distance(trained.language_model()) < 0.06
     trained.save(tmp_path / "adapter")
     assert distance(tiny_lm.with_adapter(tmp_path / "adapter")) < 0.06
-    assert trained.costs.reward_evaluations == 0
-    assert trained.costs.token_forwards > 0
+    assert trained.budget.reward_evaluations == 0
+    assert trained.budget.token_forwards > 0
 
 
 def test_gradient_reaches_the_adapter_alone(tiny_lm: LanguageModel) -> None:

@@ -157,7 +157,7 @@ def _declared(
         return lm.context(templates.fill(config.policy_prompt, prompt.fields).before)
 
     problem = Problem(config.name, prompts, reward, lm, policy_ids, lambda prompt: legal)
-    _refuse_indistinguishable(config, terms, problem)
+    _refuse_indistinguishable(config, problem)
     for prompt in (*prompts, *test_prompts):
         sizes = [(lm, len(problem.policy_ids(prompt)) + legal.longest)]
         sizes += [(model, product_reward.longest(prompt)) for model in models]
@@ -217,23 +217,17 @@ def _check_labels(config: ProblemConfig, prompts: Sequence[Prompt]) -> None:
             )
 
 
-def _refuse_indistinguishable(
-    config: ProblemConfig, terms: Sequence[RewardTerm], problem: Problem
-) -> None:
+def _refuse_indistinguishable(config: ProblemConfig, problem: Problem) -> None:
     """Refuse two X's with different rewards that look the same to the policy.
 
     Raises:
         UserError: names both, the fields in which they differ, and what the policy should see.
     """
-    used: set[str] = set()
-    for term in terms:
-        used |= templates.fields(term.target) | templates.fields(term.context)
     seen: dict[tuple[int, ...], Prompt] = {}
     for prompt in problem.prompts:
         first = seen.setdefault(tuple(problem.policy_ids(prompt)), prompt)
-        # Functions of the user's see every field.
-        fields = set(prompt.fields) if config.has_factor else used & set(prompt.fields)
-        differ = sorted(f for f in fields if prompt.fields[f] != first.fields.get(f))
+        _, read = needed_fields(config, prompt.fields)
+        differ = sorted(name for name in read if prompt.fields[name] != first.fields.get(name))
         if differ:
             several = "{" + "}, {".join(differ) + "}"
             raise UserError(

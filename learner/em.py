@@ -160,13 +160,35 @@ class VariationalEm:
         began = time.monotonic()
         chains = self._draw(policy, seed_part=0)
         metrics = _bound_metrics(chains)
+        found = self.maximise(chains)
+        if found is None:
+            return {}
+        before, after = found
+        later = _bound_metrics(self._draw(policy, seed_part=1))
+        return metrics | {
+            "em_round": float(self.round),
+            "bound_after": later["bound"],
+            "bound_after_se": later["bound_se"],
+            "m_objective_before": before,
+            "m_objective_after": after,
+            "reward_version": float(self.reward.version),
+            "m_step_seconds": time.monotonic() - began,
+        }
+
+    def maximise(self, chains: Sequence[Chains]) -> tuple[float, float] | None:
+        """Fit the adapter to chains and put it in force, if that raises their E_q[log p] at all.
+
+        Returns:
+            E_q[log p of the fitted terms] before and after, the mean over the X's in nats; None if
+            stopped on the way.
+        """
         packed = [self.pack(drawn) for drawn in chains]
         model = Policy(self.reward.base, self._shape, self._config.seed)
         if self._files is not None:
             model.load_adapter(self._files)
         before = self._log_likelihood(model, packed)
         if not self._fit(model, packed):
-            return {}
+            return None
         after = self._log_likelihood(model, packed)
         self.round += 1
         # The same adapter again would make every stored score stale for nothing.
@@ -175,19 +197,11 @@ class VariationalEm:
         else:
             self._save(self._files or Policy(self.reward.base, self._shape).adapter_files())
             self._on_event(
-                "m-step", f"M step {self.round} did not rise ({before:.4f} to {after:.4f} nats) and "
-                "was not taken: lower em.learning_rate."
-            )  # fmt: skip
-        later = _bound_metrics(self._draw(policy, seed_part=1))
-        return metrics | {
-            "em_round": float(self.round),
-            "bound_after": later["bound"],
-            "bound_after_se": later["bound_se"],
-            "m_objective_before": before,
-            "m_objective_after": max(before, after),
-            "reward_version": float(self.reward.version),
-            "m_step_seconds": time.monotonic() - began,
-        }
+                "m-step",
+                f"M step {self.round} did not rise ({before:.4f} to {after:.4f} nats) and was not "
+                "taken: lower em.learning_rate.",
+            )
+        return before, max(before, after)
 
     def _fit(self, model: Policy, packed: Sequence[Sequence[WeightedTree]]) -> bool:
         """``m_steps`` optimiser steps; False if stopped."""

@@ -151,7 +151,7 @@ def _declared(
                 "Choose a reward model with the policy's tokenizer.",
             )
     product_reward = ProductReward(terms, models, lambda prompt: legal)
-    reward = _with_factors(product_reward, config, lm)
+    reward = _with_factors(product_reward, config, lm, prompts[0])
 
     def policy_ids(prompt: Prompt) -> list[int]:
         return lm.context(templates.fill(config.policy_prompt, prompt.fields).before)
@@ -171,7 +171,9 @@ def _declared(
     return problem
 
 
-def _with_factors(likelihood: ProductReward, config: ProblemConfig, lm: LanguageModel) -> Reward:
+def _with_factors(
+    likelihood: ProductReward, config: ProblemConfig, lm: LanguageModel, prompt: Prompt
+) -> Reward:
     """What a kind or a constraint multiplies the likelihoods by."""
     reward: Reward = likelihood
     where = f"Problem {config.name!r}"
@@ -183,7 +185,7 @@ def _with_factors(likelihood: ProductReward, config: ProblemConfig, lm: Language
     if config.preference is not None:
         reward = preference.PreferenceReward(
             reward,
-            preference.scorer(config),
+            preference.scorer(config, prompt.fields),
             lm.text,
             config.preference.reference,
             1 / config.temperature,

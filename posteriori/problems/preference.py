@@ -36,16 +36,25 @@ Scorer = Callable[[Mapping[str, str], Sequence[str]], Sequence[float]]
 LONGEST_PAUSE_SECONDS = 5.0
 
 
-def scorer(config: ProblemConfig) -> Scorer:
+def scorer(config: ProblemConfig, fields: Mapping[str, str]) -> Scorer:
     """The reward model of a problem: a service if it is a URL, else a function.
+
+    A service is asked once for the score of an empty Z, so that a wrong address shows before a run starts.
+
+    Args:
+        config: section of the run file, with its ``preference``.
+        fields: of any X.
 
     Raises:
         UserError: the import path leads nowhere.
+        RewardError: the service does not answer as it should.
     """
     preference = config.preference
     assert preference is not None  # the run file's validation
     if preference.model.startswith(("http://", "https://")):
-        return HttpScorer(preference)
+        service = HttpScorer(preference)
+        service(fields, [""])
+        return service
     function: Scorer = imported(preference.model, "reward model", f"Problem {config.name!r}")
     return function
 

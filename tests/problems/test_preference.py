@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -55,7 +56,8 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(answer)
+                with suppress(ConnectionError):  # a client that gave up waiting
+                    self.wfile.write(answer)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -111,7 +113,7 @@ def test_the_posterior_is_likelihood_times_sigmoid(
         assert found.log_reward[k] == pytest.approx(expected, rel=1e-5)
     if by_http:
         sizes = [len(request["texts"]) for request in server.requests]
-        assert sizes == [16, 16, 7 + bool(reference)]  # 39 strings
+        assert sizes == [1, 16, 16, 7 + bool(reference)]  # asked at the start, then 39 strings
         assert server.requests[0]["fields"] == {"x": " the big", "y": " cat cat"}
 
 
@@ -164,6 +166,14 @@ def test_nobody_listens(server: Server) -> None:
     server.http.server_close()
     with pytest.raises(RewardError, match=r"127\.0\.0\.1.*1 attempts: Connect"):
         score(url, [" cat"], attempts=1)
+
+
+def test_a_wrong_address_shows_when_the_problem_is_built(
+    tiny_lm: LanguageModel, server: Server
+) -> None:
+    server.script = [(404, b"no such path")]
+    with pytest.raises(RewardError, match="status 404"):
+        build(tiny_lm, kind="preference", preference={"model": server.url})
 
 
 @pytest.mark.parametrize(

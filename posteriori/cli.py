@@ -166,7 +166,10 @@ def experiment(
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Directory for weights, tokenizer and model card.")],
-    recipe: Annotated[str, typer.Option(help="pocket, or pocket-large for a GPU.")] = "pocket",
+    recipe: Annotated[str, typer.Option(help="pocket, pocket-more or pocket-large.")] = "pocket",
+    start_from: Annotated[
+        Path | None, typer.Option(help="Weights to begin with instead of from nothing.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Pre-train the base model that ships, from text its own generator writes."""
@@ -175,7 +178,7 @@ def pretrain(
 
     if recipe not in RECIPES:
         raise UserError(f"No recipe {recipe!r}.", f"Choose among {', '.join(RECIPES)}.")
-    report = run_pretrain(RECIPES[recipe], out, device=device)
+    report = run_pretrain(RECIPES[recipe], out, device=device, start_from=start_from)
     console.print_json(data={name: value for name, value in report.items() if name != "curve"})
 
 

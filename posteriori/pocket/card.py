@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from posteriori.pocket.corpus import DOCUMENT_WEIGHTS, GENRES, documents
-from posteriori.pocket.recipe import Recipe
+from posteriori.pocket.recipe import RECIPES, Recipe
 
 _HEAD: Final = """---
 license: apache-2.0
@@ -53,15 +53,20 @@ stated in the generator, on purpose. Names stand for fixed genders.
 """
 
 
-def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> None:
+def write_card(folder: Path, figures: dict[str, Any]) -> None:
     """Write ``README.md`` and ``curve.png`` into `folder`, which holds ``curve.json``.
 
     `figures` is what `evaluate.evaluate` returns.
     """
     report = json.loads((folder / "curve.json").read_text())
-    _plot(report["curve"], folder / "curve.png")
+    recipe = RECIPES[report["recipe"]]
+    curve = report["curve"]
+    if "before" in report:
+        earlier = report["before"]["curve"]
+        curve = [*earlier, *([earlier[-1][0] + step, loss] for step, loss in curve)]
+    _plot(curve, folder / "curve.png")
     parts = [
-        _HEAD.format(name=recipe.name),
+        _HEAD.format(name=recipe.name.removesuffix("-more")),
         _data(),
         _recipe(recipe, report),
         _measured(figures),
@@ -70,6 +75,13 @@ def write_card(folder: Path, recipe: Recipe, figures: dict[str, Any]) -> None:
         "\n## Licence\n\nApache-2.0. The training text is generated; nobody's data is in it.\n",
     ]
     (folder / "README.md").write_text("".join(parts))
+
+
+#: What the shipped weights cannot be told from: the commands above give their like, not their bits.
+_EARLIER_TEXT: Final = (
+    " The first stage of the weights that ship read an earlier edition of the stories, which named "
+    "colours less often."
+)
 
 
 def _plot(curve: list[list[float]], path: Path) -> None:
@@ -102,16 +114,26 @@ def _data() -> str:
 
 
 def _recipe(recipe: Recipe, report: dict[str, Any]) -> str:
+    before = report.get("before")
     tokens = recipe.steps * recipe.batch_rows * recipe.row_tokens
+    minutes = report["seconds"] / 60
+    first = ""
+    start = ""
+    if before:
+        earlier = RECIPES[before["recipe"]]
+        tokens += earlier.steps * earlier.batch_rows * earlier.row_tokens
+        minutes += before["seconds"] / 60
+        first = f"python -m posteriori.pocket.pretrain --recipe {earlier.name} --out FIRST\n"
+        start = " --start-from FIRST"
     keys = "".join(f"| {key} | {value} |\n" for key, value in asdict(recipe).items())
     return (
-        "\n## Recipe\n\n```\n"
-        f"python -m posteriori.pocket.pretrain --recipe {recipe.name} --out DIR\n"
+        f"\n## Recipe\n\n```\n{first}"
+        f"python -m posteriori.pocket.pretrain --recipe {recipe.name}{start} --out DIR\n"
         "python -m posteriori.pocket.evaluate --model DIR\n```\n\n"
-        f"{tokens:,} tokens in {report['seconds'] / 60:.0f} minutes on two shared "
-        "cores; AdamW, "
+        f"{tokens:,} tokens in {minutes:.0f} minutes on two shared cores; AdamW, "
         "betas 0.9 and 0.95; the learning rate depends on the step alone: in each cycle "
-        "warm-up, constant, cosine. Documents packed into one row do not see each other.\n\n"
+        "warm-up, constant, cosine. Documents packed into one row do not see each other."
+        f"{_EARLIER_TEXT if before else ''}\n\n"
         "| | |\n|---|---|\n"
         f"{keys}\n![training loss](curve.png)\n"
         f"\nHeld-out loss on packed rows {report['held_out_loss']:.3f} nats per token, "
@@ -138,7 +160,8 @@ def _measured(figures: dict[str, Any]) -> str:
     return (
         "\n## Measured\n\nHeld-out perplexity per token, documents on their own; the 5-gram "
         "(interpolated Kneser-Ney) is "
-        f"trained on the same text.\n\n| genre | pocket | 5-gram |\n|---|---|---|\n{perplexity}\n"
+        f"trained on {figures['ngram_tokens']:,} tokens of it.\n\n"
+        f"| genre | pocket | 5-gram |\n|---|---|---|\n{perplexity}\n"
         "Stories sampled at temperature 1 after a held-out first sentence: "
         f"{stories['consistent']:.1%} of {stories['stories']} obey all rules of the world "
         f"(`posteriori/pocket/judge.py`), {stories['distinct']} are "

@@ -210,13 +210,14 @@ def review_accuracy(
     return {"texts": texts, "right": sum(right) / texts, "examples": answers[:5]}
 
 
-def evaluate(folder: Path, recipe: str = "pocket") -> dict[str, Any]:
-    """All measurements of the model in `folder`; the 5-gram sees the text that `recipe` sees."""
+def evaluate(folder: Path, ngram_recipe: str = "pocket") -> dict[str, Any]:
+    """All measurements of the model in `folder`; the 5-gram sees the text of `ngram_recipe`."""
     model, tokenizer = load(folder)
-    plan = RECIPES[recipe]
+    plan = RECIPES[ngram_recipe]
     rows = pack_rows(tokenizer, plan.seed, plan.steps * plan.batch_rows, plan.row_tokens)
     baseline = KneserNey(rows.ravel(), len(tokenizer), tokenizer.bos_token_id)
     return {
+        "ngram_tokens": int(rows.size),
         "perplexity": perplexities(model, tokenizer, baseline),
         "stories": story_consistency(model, tokenizer),
         "arithmetic": arithmetic_accuracy(model, tokenizer),
@@ -231,11 +232,13 @@ def main() -> None:
         description="Measure a trained pocket and write its model card."
     )
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="pocket")
+    parser.add_argument(
+        "--ngram-recipe", choices=sorted(RECIPES), default="pocket", help="text of the 5-gram"
+    )
     arguments = parser.parse_args()
-    figures = evaluate(arguments.model, arguments.recipe)
+    figures = evaluate(arguments.model, arguments.ngram_recipe)
     (arguments.model / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    write_card(arguments.model, RECIPES[arguments.recipe], figures)
+    write_card(arguments.model, figures)
     sys.stdout.write(
         json.dumps({k: v for k, v in figures.items() if k != "examples"}, indent=1) + "\n"
     )

@@ -105,11 +105,14 @@ def pretrain(
     *,
     work_dir: Path | None = None,
     device: str = "cpu",
+    start_from: Path | None = None,
     stop_after_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train `recipe`, or go on with a run that `work_dir` holds, and write a loadable model into
     `out_dir`.
 
+    `start_from` names a directory of pocket weights to begin with instead of from nothing (same
+    shape and tokenizer); its ``curve.json`` then stands under ``before`` in the new one.
     `work_dir` (default ``out_dir/state``) keeps the packed text and the last checkpoint. At every
     checkpoint `out_dir` gets the model as it is, with its tokenizer and ``curve.json``.
     `stop_after_steps` ends this call early, as a kill would. Returns the content of ``curve.json``:
@@ -124,9 +127,13 @@ def pretrain(
 
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(recipe.model_config(tokenizer)).to(device)
+    report: dict[str, Any] = {"recipe": recipe.name, "curve": [], "seconds": 0.0}
+    if start_from:
+        earlier = LlamaForCausalLM.from_pretrained(str(start_from), dtype=torch.float32)
+        model.load_state_dict(earlier.state_dict())
+        report["before"] = json.loads((start_from / "curve.json").read_text())
     model.train()
     optimizer = _optimizer(model, recipe)
-    report: dict[str, Any] = {"recipe": recipe.name, "curve": [], "seconds": 0.0}
     step = _restore(work_dir / "checkpoint.pt", recipe, model, optimizer, report)
 
     last = min(
@@ -253,6 +260,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="directory of text and checkpoint (default OUT/state)"
     )
+    parser.add_argument(
+        "--start-from", type=Path, help="directory of weights to begin with instead of from nothing"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args()
@@ -260,7 +270,11 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     report = pretrain(
-        RECIPES[arguments.recipe], arguments.out, work_dir=arguments.work, device=arguments.device
+        RECIPES[arguments.recipe],
+        arguments.out,
+        work_dir=arguments.work,
+        device=arguments.device,
+        start_from=arguments.start_from,
     )
     sys.stdout.write(json.dumps({k: v for k, v in report.items() if k != "curve"}) + "\n")
 

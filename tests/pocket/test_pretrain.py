@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_a_longer_run_is_the_same_until_the_rate_decays(tmp_path: Path) -> None:
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / f) for f in ("grown", "long"))
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_a_second_stage_begins_where_the_first_ended(tmp_path: Path) -> None:
+    first = pretrain(TINY, _folder(tmp_path / "first"))
+    second = replace(TINY, name="second", seed=2)
+    report = pretrain(second, _folder(tmp_path / "second"), start_from=tmp_path / "first")
+    assert report["before"] == json.loads((tmp_path / "first" / "curve.json").read_text())
+    assert report["held_out_loss"] < first["held_out_loss"]
+    assert report["curve"][0][1] < first["curve"][0][1] - 0.2
 
 
 def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from posteriori.pocket.plot import Line, Plot
 from posteriori.pocket.stories import PLOTS, story, story_sentences
 
 LOST = (
-    "Tom had a red key. One morning the key was gone. He asked Anna for help. "
-    "Then Anna found the key in the attic. Tom thanked Anna and put the key away."
+    "Tom had a red key. One morning the red key was gone. He asked Anna for help. "
+    "Then Anna found the red key in the attic. Tom thanked Anna and put the red key away."
 )
 
 
@@ -79,16 +79,22 @@ def test_words_are_few_and_one_piece_each() -> None:
         ("Tom thanked", "Ben thanked", "reference", 4),
         ("Then Anna found", "Then Lucy found", "reference", 3),
         ("Tom thanked Anna", "Tom thanked Tom", "reference", 4),
-        ("found the key in", "found the ring in", "reference", 3),
+        ("found the red key in", "found the red ring in", "reference", 3),
+        ("found the red key", "found the blue key", "reference", 3),
         ("He asked", "She asked", "pronoun", 2),
-        ("Tom thanked Anna and put the key away.", "Tom was happy.", "unknown sentence", 4),
-        ("Tom thanked Anna and put the key away.", "Tom went to bed hungry.", "order", 4),
-        ("Tom thanked Anna and put the key away.", "Tom laughed and thanked the dog.", "cause", 4),
+        ("Tom thanked Anna and put the red key away.", "Tom was happy.", "unknown sentence", 4),
+        ("Tom thanked Anna and put the red key away.", "Tom went to bed hungry.", "order", 4),
+        (
+            "Tom thanked Anna and put the red key away.",
+            "Tom laughed and thanked the dog.",
+            "cause",
+            4,
+        ),
         ("in the attic", "in the lake", "unknown word", 3),
         ("He asked Anna for help.", "He was very sad and looked in the office.", "cause", 3),
-        (" Tom thanked Anna and put the key away.", "", "length", 4),
-        ("put the key away.", "put the key away. Tom was gone.", "length", 5),
-        ("put the key away.", "put the key away", "unknown sentence", 4),
+        (" Tom thanked Anna and put the red key away.", "", "length", 4),
+        ("put the red key away.", "put the red key away. Tom was gone.", "length", 5),
+        ("put the red key away.", "put the red key away", "unknown sentence", 4),
     ],
 )
 def test_corruptions_are_named(old: str, new: str, rule: str, sentence: int) -> None:

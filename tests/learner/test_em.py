@@ -16,14 +16,23 @@ from learner.learner import Learner
 from posteriori.config import ProblemConfig, parse
 from posteriori.errors import UserError
 from posteriori.fitted_reward import FittedReward, store_name
+from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import evaluator, exact_cases
 from posteriori.policy import Policy
 from posteriori.problems import Problem, build_problem, build_problems
 from replay.memory_adapters import MemoryAdapters
 from tests.learner.helpers import LengthReward, ScriptedBuffer, trajectory
+from tests.tiny import write_tiny_lm
 
 WORDS = [" cat", " dog", " ran"]
 PROMPTS = [{"x": " the big", "y": " sat on"}, {"x": " a", "y": " slept."}]
+
+
+@pytest.fixture(scope="module")
+def small_lm(tmp_path_factory):
+    """One layer: every test here runs several M steps."""
+    path = write_tiny_lm(tmp_path_factory.mktemp("small-lm"), seed=1, layers=1)
+    return LanguageModel.load(str(path))
 
 
 def run_config(lm, em=None, problem=None, **learner_settings):
@@ -37,7 +46,7 @@ def run_config(lm, em=None, problem=None, **learner_settings):
             "problems": [{"name": "why", "prompts": PROMPTS} | problem],
             "replay": {"deadline_seconds": 0.2},
             "learner": {
-                "steps": 12,
+                "steps": 6,
                 "lora_rank": 8,
                 "trajectories_per_prompt": 12,
                 "warmup_steps": 2,
@@ -78,18 +87,18 @@ def naive_log_p(model, context, target):
 
 
 @pytest.mark.parametrize("objective", ["y_given_xz", "joint"])
-def test_gradient_is_that_of_the_enumerated_objective(tiny_lm, tmp_path, objective):
+def test_gradient_is_that_of_the_enumerated_objective(small_lm, tmp_path, objective):
     """Σ_z q(z) ∇ log p over all strings, one plain forward each, in small micro-batches and large."""
     for budget in (64, 4096):
-        config = run_config(tiny_lm, {"objective": objective}, tokens_per_microbatch=budget)
-        problems = build_problems(config, tiny_lm)
+        config = run_config(small_lm, {"objective": objective}, tokens_per_microbatch=budget)
+        problems = build_problems(config, small_lm)
         em = em_on(config, problems, tmp_path)
-        model = Policy(tiny_lm, config.learner, seed=1)
+        model = Policy(small_lm, config.learner, seed=1)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.02)
         cases = exact_cases(problems, 100)
-        chains = [exact_chains(case, case.log_q(tiny_lm)) for case in cases]
+        chains = [exact_chains(case, case.log_q(small_lm)) for case in cases]
         assert sum(len(drawn.tokens) for drawn in chains) == 2 * (3 + 9)
         em.accumulate(model, [em.pack(drawn) for drawn in chains])
         ours = [parameter.grad.clone() for parameter in model.parameters()]
@@ -99,7 +108,7 @@ def test_gradient_is_that_of_the_enumerated_objective(tiny_lm, tmp_path, objecti
         value = 0.0
         for drawn in chains:
             fields = drawn.prompt.fields
-            x, y = tiny_lm.context(fields["x"]), tiny_lm.encode(fields["y"])
+            x, y = small_lm.context(fields["x"]), small_lm.encode(fields["y"])
             for z, probability in zip(drawn.tokens, drawn.shares, strict=True):
                 value = value - probability * naive_log_p(model.model, [*x, *z], y) / 2
                 if objective == "joint":
@@ -109,9 +118,9 @@ def test_gradient_is_that_of_the_enumerated_objective(tiny_lm, tmp_path, objecti
             torch.testing.assert_close(mine, parameter.grad, rtol=2e-4, atol=2e-5)
 
 
-def test_splitting_p_of_z_and_y_leaves_the_reward_as_it_was(tiny_lm):
-    config = run_config(tiny_lm)
-    plain, split = build_problems(config, tiny_lm), build_problems(config, tiny_lm)
+def test_splitting_p_of_z_and_y_leaves_the_reward_as_it_was(small_lm):
+    config = run_config(small_lm)
+    plain, split = build_problems(config, small_lm), build_problems(config, small_lm)
     FittedReward(split, "y_given_xz")
     assert len(split[0].reward.terms) == 2
     for before, after in zip(exact_cases(plain, 100), exact_cases(split, 100), strict=True):
@@ -119,10 +128,10 @@ def test_splitting_p_of_z_and_y_leaves_the_reward_as_it_was(tiny_lm):
 
 
 @pytest.mark.parametrize("objective", ["y_given_xz", "joint"])
-def test_exact_em_never_lowers_the_evidence(tiny_lm, tmp_path, objective):
+def test_exact_em_never_lowers_the_evidence(small_lm, tmp_path, objective):
     """With q = σ each round, the bound is log Z, and an M step that raises it raises log Z."""
-    config = run_config(tiny_lm, {"objective": objective, "rounds": 4})
-    problems = build_problems(config, tiny_lm)
+    config = run_config(small_lm, {"objective": objective, "rounds": 4})
+    problems = build_problems(config, small_lm)
     em = em_on(config, problems, tmp_path)
     evidence = [log_evidence(problems)]
     for _ in range(4):
@@ -136,9 +145,9 @@ def test_exact_em_never_lowers_the_evidence(tiny_lm, tmp_path, objective):
     assert problems[0].reward.version == em.reward.version == 4
 
 
-def test_an_m_step_that_would_lower_its_objective_is_not_taken(tiny_lm, tmp_path):
-    config = run_config(tiny_lm, {"learning_rate": 10.0})
-    problems = build_problems(config, tiny_lm)
+def test_an_m_step_that_would_lower_its_objective_is_not_taken(small_lm, tmp_path):
+    config = run_config(small_lm, {"learning_rate": 10.0})
+    problems = build_problems(config, small_lm)
     events: list[str] = []
     em = em_on(config, problems, tmp_path, events=events)
     evidence = log_evidence(problems)
@@ -149,13 +158,13 @@ def test_an_m_step_that_would_lower_its_objective_is_not_taken(tiny_lm, tmp_path
     assert problems[0].reward.version == 0
 
 
-def test_the_bound_is_that_of_enumeration(tiny_lm):
-    config = run_config(tiny_lm)
-    problems = build_problems(config, tiny_lm)
+def test_the_bound_is_that_of_enumeration(small_lm):
+    config = run_config(small_lm)
+    problems = build_problems(config, small_lm)
     for case in exact_cases(problems, 100):
-        log_q = case.log_q(tiny_lm)
+        log_q = case.log_q(small_lm)
         exact = float(np.exp(log_q) @ (case.exact.log_reward - log_q))
-        chains = draw_chains(tiny_lm, case.problem, case.prompt, 4000, seed=3)
+        chains = draw_chains(small_lm, case.problem, case.prompt, 4000, seed=3)
         assert chains.shares.sum() == pytest.approx(1)
         estimate = bound_of(chains)
         assert abs(estimate.value - exact) < 4 * estimate.standard_error
@@ -211,12 +220,12 @@ def outcome(learner):
 
 
 @pytest.mark.parametrize("kill", ["in the E step", "in the M step", "after the M step"])
-def test_a_killed_run_resumes_to_the_same_end(tiny_lm, tmp_path, monkeypatch, kill):
-    config = run_config(tiny_lm)
-    draws = [all_strings(build_problems(config, tiny_lm)[0])] * 12
+def test_a_killed_run_resumes_to_the_same_end(small_lm, tmp_path, monkeypatch, kill):
+    config = run_config(small_lm)
+    draws = [all_strings(build_problems(config, small_lm)[0])] * 6
     rows: list[dict[str, float]] = []
     whole = em_learner(
-        tiny_lm, tmp_path / "whole", draws, on_metrics=lambda step, row: rows.append(dict(row))
+        small_lm, tmp_path / "whole", draws, on_metrics=lambda step, row: rows.append(dict(row))
     )
     whole.run()
     assert whole.em.round == 2
@@ -225,13 +234,13 @@ def test_a_killed_run_resumes_to_the_same_end(tiny_lm, tmp_path, monkeypatch, ki
     again: list[dict[str, float]] = []
 
     def watch(step, row):
-        if kill == "in the E step" and step == 7 and "loss" in row:
+        if kill == "in the E step" and step == 4 and "loss" in row:
             raise Killed
         if kill == "after the M step" and row.get("em_round") == 1:
             raise Killed
 
     first = em_learner(
-        tiny_lm, tmp_path / "killed", draws, 0, adapters, rewards, on_metrics=watch
+        small_lm, tmp_path / "killed", draws, 0, adapters, rewards, on_metrics=watch
     )  # fmt: skip
     if kill == "in the M step":
         accumulate, calls = VariationalEm.accumulate, []
@@ -246,9 +255,9 @@ def test_a_killed_run_resumes_to_the_same_end(tiny_lm, tmp_path, monkeypatch, ki
     with pytest.raises(Killed):
         first.run()
     monkeypatch.undo()
-    resumed_at = {"in the E step": 6, "in the M step": 4, "after the M step": 4}[kill]
+    resumed_at = {"in the E step": 3, "in the M step": 2, "after the M step": 2}[kill]
     second = em_learner(
-        tiny_lm, tmp_path / "killed", draws, resumed_at, adapters, rewards, resume=True,
+        small_lm, tmp_path / "killed", draws, resumed_at, adapters, rewards, resume=True,
         on_metrics=lambda step, row: again.append(dict(row)),
     )  # fmt: skip
     assert second.step == resumed_at
@@ -266,27 +275,27 @@ def second_bound(kill):
     return 0 if kill == "in the M step" else 1
 
 
-def test_a_published_version_without_checkpoint_is_overruled(tiny_lm, tmp_path):
+def test_a_published_version_without_checkpoint_is_overruled(small_lm, tmp_path):
     """Actors may know an M step that the resumed run does not: it publishes what is in force."""
-    config = run_config(tiny_lm)
-    problems = build_problems(config, tiny_lm)
+    config = run_config(small_lm)
+    problems = build_problems(config, small_lm)
     rewards = MemoryAdapters("em.reward")
-    lost = Policy(tiny_lm, config.learner, seed=5).adapter_files()
+    lost = Policy(small_lm, config.learner, seed=5).adapter_files()
     rewards.publish(3, lost)
     em = em_on(config, problems, tmp_path, rewards)
     em.announce()
     assert rewards.latest() == problems[0].reward.version == 4
-    other = build_problems(config, tiny_lm)
+    other = build_problems(config, small_lm)
     follower = RewardFollower(FittedReward(other, "y_given_xz"), rewards, tmp_path / "actor")
     assert follower.poll() and not follower.poll()
-    assert log_evidence(other) == pytest.approx(log_evidence(build_problems(config, tiny_lm)))
+    assert log_evidence(other) == pytest.approx(log_evidence(build_problems(config, small_lm)))
 
 
-def test_stale_rewards_never_reach_a_gradient(tiny_lm, tmp_path, monkeypatch):
+def test_stale_rewards_never_reach_a_gradient(small_lm, tmp_path, monkeypatch):
     """Scores of the version before arrive late and wrong: each is replaced by the one in force."""
-    config = run_config(tiny_lm)
-    draws = [all_strings(build_problems(config, tiny_lm)[0])] * 12
-    learner = em_learner(tiny_lm, tmp_path, draws)
+    config = run_config(small_lm, {"learning_rate": 3e-3})
+    draws = [all_strings(build_problems(config, small_lm)[0])] * 6
+    learner = em_learner(small_lm, tmp_path, draws, config=config)
     problem = learner.problems["why"]
     seen = []
     accumulate = learner_module.accumulate
@@ -303,36 +312,37 @@ def test_stale_rewards_never_reach_a_gradient(tiny_lm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(learner_module, "accumulate", spy)
     learner.run()
-    assert seen == [0] * 8 + [1] * 8 + [2] * 8
-    assert learner.intake.rescored == 2 * 8 * 12  # two E steps of 4 steps, 2 X's of 12 strings
-    first = all_strings(build_problems(config, tiny_lm)[0])[0][1]
+    assert seen == [0] * 4 + [1] * 4 + [2] * 4
+    assert learner.intake.rescored == 2 * 4 * 12  # two E steps of 2 steps, 2 X's of 12 strings
+    first = all_strings(build_problems(config, small_lm)[0])[0][1]
     (now,) = problem.reward.log_reward(problem.prompts[0], [first.tokens.tolist()])
     assert abs(now[-1] - first.log_reward[-1]) > 0.1  # the stale score was another one
 
 
-def test_every_e_step_has_its_own_warm_up_and_decay(tiny_lm, tmp_path):
-    config = run_config(tiny_lm)
-    draws = [all_strings(build_problems(config, tiny_lm)[0])] * 12
+def test_every_e_step_has_its_own_warm_up_and_decay(small_lm, tmp_path):
+    config = run_config(small_lm)
+    draws = [all_strings(build_problems(config, small_lm)[0])] * 6
     rates = []
     em_learner(
-        tiny_lm, tmp_path, draws, config=config,
+        small_lm, tmp_path, draws, config=config,
         on_metrics=lambda step, row: rates.append(row.get("learning_rate")),
     ).run()  # fmt: skip
     rates = [rate for rate in rates if rate is not None]
-    assert rates[:4] == rates[4:8] == rates[8:]
+    assert rates[:2] == rates[2:4] == rates[4:]
     assert max(rates) == config.learner.learning_rate
 
 
-def test_evidence_rises_and_the_bound_follows_it(tiny_lm, tmp_path):
+@pytest.mark.slow
+def test_evidence_rises_and_the_bound_follows_it(small_lm, tmp_path):
     """The whole loop: E steps by subtrajectory balance, M steps on drawn chains; all exact metrics."""
     config = run_config(
-        tiny_lm, {"rounds": 2, "chains_per_prompt": 256}, steps=90, learning_rate=1e-2,
+        small_lm, {"rounds": 2, "chains_per_prompt": 256}, steps=90, learning_rate=1e-2,
         checkpoint_every_steps=1000, evaluate_every_steps=1000,
     )  # fmt: skip
-    draws = [all_strings(build_problems(config, tiny_lm)[0])] * 90
+    draws = [all_strings(build_problems(config, small_lm)[0])] * 90
     rows = []
     learner = em_learner(
-        tiny_lm, tmp_path, draws, config=config,
+        small_lm, tmp_path, draws, config=config,
         on_metrics=lambda step, row: rows.append(dict(row)),
     )  # fmt: skip
     learner._evaluate_policy = evaluator(list(learner.problems.values()), 100)
@@ -352,11 +362,11 @@ def test_evidence_rises_and_the_bound_follows_it(tiny_lm, tmp_path):
 # ------------------------------------------------------------------------------- what is refused
 
 
-def test_what_cannot_be_fitted_is_refused(tiny_lm):
+def test_what_cannot_be_fitted_is_refused(small_lm):
     def fitted(objective="y_given_xz", **settings):
         defaults = {"name": "p", "kind": "product", "prompts": PROMPTS, "max_tokens": 2}
         config = ProblemConfig.model_validate(defaults | settings)
-        return FittedReward([build_problem(config, tiny_lm)], objective)
+        return FittedReward([build_problem(config, small_lm)], objective)
 
     fitted("joint", kind="tempered")
     with pytest.raises(UserError, match="something given Z"):
@@ -367,16 +377,16 @@ def test_what_cannot_be_fitted_is_refused(tiny_lm):
     with pytest.raises(UserError, match="renormalise"):
         fitted("joint", terms=[answer, {"renormalise": True}])
     plain = build_problem(
-        ProblemConfig(name="p", kind="tempered", prompts=({"x": " a"},), max_tokens=2), tiny_lm
+        ProblemConfig(name="p", kind="tempered", prompts=({"x": " a"},), max_tokens=2), small_lm
     )
     with pytest.raises(UserError, match="no product of likelihoods"):
         FittedReward([replace(plain, reward=LengthReward())], "joint")
 
 
-def test_e_steps_need_steps(tiny_lm):
-    with pytest.raises(UserError, match="leaves 0 of 12"):
-        run_config(tiny_lm, {"rounds": 12})
+def test_e_steps_need_steps(small_lm):
+    with pytest.raises(UserError, match="leaves 0 of 6"):
+        run_config(small_lm, {"rounds": 6})
     with pytest.raises(UserError, match="anneal_steps"):
-        run_config(tiny_lm, reward_temperature_start=2.0, anneal_steps=4)
+        run_config(small_lm, reward_temperature_start=2.0, anneal_steps=2)
     with pytest.raises(UserError, match="Did you mean `rounds`"):
-        run_config(tiny_lm, {"round": 1})
+        run_config(small_lm, {"round": 1})

@@ -24,6 +24,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def changes(self, key: str) -> bool:
+        """Has `key` another value than its default? A resolved run file names the defaults too."""
+        value: object = getattr(self, key)
+        return value != type(self).model_fields[key].default
+
 
 class RewardTerm(Section):
     """One factor of R: weight · log p_LM(target | context).
@@ -80,7 +85,7 @@ class ConstraintConfig(Section):
             raise ValueError("give one of `regex`, `contains` and `words`, a `predicate`, or both")
         if self.words is not None and not 1 <= self.words[0] <= self.words[1]:
             raise ValueError(f"words {list(self.words)} needs 1 <= least <= greatest")
-        if "floor_nats" in self.model_fields_set and not self.has_floor:
+        if self.changes("floor_nats") and not self.has_floor:
             raise ValueError("`floor_nats` belongs to a `predicate` or to `masked: false`")
         return self
 
@@ -141,6 +146,28 @@ Prompts = tuple[dict[str, str], ...] | Path
 """X's inline, or a file of them."""
 
 
+class ToolConfig(Section):
+    """A tool that answers inside Z when the policy writes one of its triggers.
+
+    ``use`` is ``calculator``, of at most ``max_operands`` operands, or the import path ``module:name``
+    of a class (or function without arguments) that makes a ``posteriori.tools.Tool``. ``failure`` is the
+    text of a span where it raised, had no answer, answered more than ``max_output_tokens`` or took more
+    than ``timeout_seconds``.
+    """
+
+    use: str = "calculator"
+    max_operands: int = Field(default=2, ge=1)
+    max_output_tokens: int = Field(default=8, ge=1)
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    failure: str = Field(default=" ?", min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ToolConfig:
+        if self.use != "calculator" and self.changes("max_operands"):
+            raise ValueError("`max_operands` belongs to the calculator")
+        return self
+
+
 class ProblemConfig(Section):
     """A posterior over Z for each of several X.
 
@@ -181,6 +208,7 @@ class ProblemConfig(Section):
     labels: tuple[str, ...] = ()
     wrong_label_penalty_nats: float = Field(default=50.0, gt=0)
     preference: PreferenceConfig | None = None
+    tool: ToolConfig | None = None
     factory: str | None = None
     model: str | None = None
 

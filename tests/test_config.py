@@ -20,13 +20,17 @@ def test_the_resolved_file_is_the_same_run() -> None:
     assert parse(yaml.safe_load(dump(config))) == config
 
 
-def test_every_shipped_run_file_loads() -> None:
-    files = sorted(Path("posteriori").rglob("*.yaml")) + sorted(
-        Path("experiments").rglob("run*.yaml")
-    )
-    assert files
-    for file in files:
-        load(file)
+SHIPPED = [
+    file
+    for room in ("posteriori", "examples", "experiments", "benchmarks")
+    for file in sorted(Path(room).rglob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=str)
+def test_a_shipped_run_file_loads_and_its_resolved_form_is_the_same_run(file: Path) -> None:
+    config = load(file)
+    assert parse(yaml.safe_load(dump(config))) == config
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Watch:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except ray.exceptions.RayError as error:  # killed, or out of memory
             raise UserError(
-                f"The learner's process died: {str(error).splitlines()[0]}",
+                f"The learner's process died: {_cause(error)}",
                 f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",
             ) from error
         self._read_metrics()
@@ -159,3 +159,10 @@ def _waiting_for(actors: Mapping[str, Fields]) -> str:
     if all(fields.get("state") == "starting" for fields in actors.values()):
         return "waiting for the first rollout actor's engine"
     return "waiting for the first trajectories"
+
+
+def _cause(error: Exception) -> str:
+    """What Ray says of a dead actor: where its constructor failed, the exception is the last line."""
+    lines = str(error).strip().splitlines()
+    failed = "creation task" in lines[0]
+    return lines[-1] if failed else lines[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,23 @@ class Logbook:
             self._wandb.finish()
 
 
-def _start_wandb(directory: Path, config: RunConfig) -> Any:
-    try:
-        import wandb
-    except ImportError as cause:
+def check_wandb(config: RunConfig) -> None:
+    """Refuse a run that wants Weights & Biases where it is not installed.
+
+    Raises:
+        UserError: ``wandb`` is set and not installed.
+    """
+    if config.wandb and find_spec("wandb") is None:
         raise UserError(
             "The run file sets wandb: true, and the wandb package is not installed.",
             "Install it with `pip install wandb`, or set wandb: false; TensorBoard is always on.",
-        ) from cause
+        )
+
+
+def _start_wandb(directory: Path, config: RunConfig) -> Any:
+    check_wandb(config)
+    import wandb
+
     return wandb.init(
         project="posteriori",
         id=config.run,

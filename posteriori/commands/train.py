@@ -86,8 +86,10 @@ def resume(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def _validated(config: RunConfig) -> tuple[LanguageModel, list[Problem]]:
     """Base model and problems, after every check that needs no running component."""
+    from learner.logbook import check_wandb
     from posteriori.policy import target_modules
 
+    check_wandb(config)
     lm = LanguageModel.load(config.model, dtype=config.dtype)
     problems = build_problems(config, lm)
     target_modules(lm.model, config.learner.lora_targets)

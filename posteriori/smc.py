@@ -16,7 +16,7 @@ through s where q is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from posteriori import metrics
 from posteriori.decoding import draw_moves, move_log_q
 from posteriori.lm import LanguageModel
+from posteriori.moves import LegalMoves
 from posteriori.problems.problem import Problem
 from posteriori.rewards import checked_log_reward
 from posteriori.rows import Rows
@@ -45,7 +46,7 @@ class Prefixes:
         log_v: log v of the parent of s; of the root itself at the root.
         log_scale: log v of the root: how much reward a particle is worth before anything is known.
         log_q: log q(s), the product of the proposal's moves so far.
-        log_p: log p(s) under the proposal's model over its whole vocabulary.
+        log_p: log p(s) under the proposal's model over its whole vocabulary, tool outputs left out.
         log_q_stop: log q(⊤|s), -inf where ⊤ is illegal.
         log_reward: log R(s⊤), -inf where ⊤ is illegal or the twist does not want rewards.
     """
@@ -179,10 +180,10 @@ def sample(
     if log_scale is None:
         log_scale = 0.0
         if particles > 1 and ess_threshold > 0:
-            pilot = _State(1, min(PILOT_DRAWS, runs * particles), scorer.moves.max_tokens)
+            pilot = _State(1, min(PILOT_DRAWS, runs * particles))
             spent = _advance(pilot, scorer, proposal, _PLAIN, 0.0, 0.0, streams[0])
             log_scale = _scale(twist, pilot)
-    state = _State(runs, particles, scorer.moves.max_tokens)
+    state = _State(runs, particles)
     spent += _advance(state, scorer, proposal, twist, log_scale, ess_threshold, streams[1])
     return Filtered(state.populations(), spent, scorer.evaluations)
 
@@ -213,55 +214,64 @@ def _advance(
     state.log_v += log_scale
     rows = Rows(proposal, scorer.problem.policy_ids(scorer.prompt), moves)
     rows.select(np.zeros(state.size, dtype=np.int64))
-    running = np.arange(state.size)  # row i of the cache is particle running[i]
-    for length in range(moves.max_tokens + 1):
-        legal = np.stack([moves.row(length, int(s)) for s in state.automaton[running]])
-        # At max_tokens ⊤ is all that is legal: the last token is not read, any logits will do.
-        log_moves = move_log_q(rows.logits, legal)
-        state.log_v[running] = twist.log_v(
-            Prefixes(
-                log_v=state.log_v[running],
-                log_scale=log_scale,
-                log_q=state.log_q[running],
-                log_p=state.log_p[running],
-                log_q_stop=log_moves[:, stop],
-                log_reward=scorer.prefixes(
-                    state.tokens[running, :length], legal[:, stop] & twist.wants_rewards
-                ),
+    running = np.flatnonzero(~state.finished)  # row i of the cache is particle running[i]
+    while len(running):
+        # A particle that a tool has answered reads the answer first, and acts later than others.
+        ready = state.read[running] == state.lengths[running]
+        log_moves = np.zeros((len(running), stop + 1))
+        if ready.any():
+            here = running[ready]
+            legal = np.stack([moves.row(*at) for at in state.places(here)])
+            log_moves[ready] = move_log_q(rows.logits[ready], legal)
+            state.log_v[here] = twist.log_v(
+                Prefixes(
+                    log_v=state.log_v[here],
+                    log_scale=log_scale,
+                    log_q=state.log_q[here],
+                    log_p=state.log_p[here],
+                    log_q_stop=log_moves[ready, stop],
+                    log_reward=scorer.prefixes(
+                        state.prefixes(here), legal[:, stop] & twist.wants_rewards
+                    ),
+                )
             )
-        )
         kept = state.resample(ess_threshold, running, rng)
         running = np.flatnonzero(~state.finished)
-        if not len(running):
-            break
-        columns = draw_moves(log_moves[kept], rng.random(len(running)))
-        state.log_q[running] += log_moves[kept, columns]
+        ready = ready[kept]
+        acting, at = running[ready], kept[ready]
+        columns = draw_moves(log_moves[at], rng.random(len(acting)))
+        state.log_q[acting] += log_moves[at, columns]
         stopped = columns == stop
-        state.finish(running[stopped], length, scorer)
-        running, kept, columns = running[~stopped], kept[~stopped], columns[~stopped]
-        if not len(running):
-            break
-        state.log_p[running] += rows.logits[kept, columns] - rows.log_normaliser[kept]
-        state.tokens[running, length] = moves.alphabet[columns]
-        state.automaton[running] = moves.next_state[state.automaton[running], columns]
-        rows.select(kept)
-        if length + 1 < moves.max_tokens:
-            rows.advance(moves.alphabet[columns])
+        state.log_p[acting] += np.where(
+            stopped, 0.0, rows.logits[at, columns] - rows.log_normaliser[at]
+        )
+        state.act(moves, acting[~stopped], columns[~stopped])
+        # At max_tokens actions ⊤ is certain, and the last token need not be read.
+        spent = state.actions[acting] == moves.max_tokens
+        state.finish(acting[stopped | spent], scorer)
+        left = ~state.finished[running]
+        running = running[left]
+        if len(running):
+            rows.select(kept[left])
+            rows.advance([state.tokens[k][state.read[k]] for k in running])
+            state.read[running] += 1
     return rows.token_forwards
 
 
 _PER_PARTICLE = (
-    "tokens", "lengths", "automaton", "finished", "log_q", "log_p", "log_v", "log_reward"
+    "lengths", "actions", "read", "automaton", "finished", "log_q", "log_p", "log_v", "log_reward"
 )  # fmt: skip
 
 
 class _State:
     """All particles of all runs, flat: particle k of run r is r · K + k."""
 
-    def __init__(self, runs: int, particles: int, max_tokens: int) -> None:
+    def __init__(self, runs: int, particles: int) -> None:
         self.runs, self.particles, self.size = runs, particles, runs * particles
-        self.tokens = np.zeros((self.size, max_tokens), dtype=np.int64)
-        self.lengths = np.zeros(self.size, dtype=np.int64)  # known once finished
+        self.tokens: list[tuple[int, ...]] = [()] * self.size
+        self.lengths = np.zeros(self.size, dtype=np.int64)
+        self.actions = np.zeros(self.size, dtype=np.int64)
+        self.read = np.zeros(self.size, dtype=np.int64)
         self.automaton = np.zeros(self.size, dtype=np.int64)
         self.finished = np.zeros(self.size, dtype=np.bool_)
         self.log_q = np.zeros(self.size)
@@ -286,28 +296,45 @@ class _State:
         index = ancestors.ravel()
         row_of = np.full(self.size, -1, dtype=np.int64)
         row_of[running] = np.arange(len(running))
+        self.tokens = [self.tokens[ancestor] for ancestor in index]
         for name in _PER_PARTICLE:
             setattr(self, name, getattr(self, name)[index])
         means = np.repeat([metrics.log_mean_exp(row) for row in log_weights], self.particles)
         self.offset = np.where(np.repeat(poor, self.particles), means - self.log_v, self.offset)
         return row_of[index[~self.finished]]
 
-    def finish(self, stopped: IntArray, length: int, scorer: _Scorer) -> None:
-        """These particles have moved ⊤ after ``length`` tokens."""
-        self.finished[stopped] = True
-        self.lengths[stopped] = length
-        self.log_reward[stopped] = scorer.complete(self.tokens[stopped, :length])
-        self.log_v[stopped] = self.log_reward[stopped] - self.log_q[stopped]
+    def places(self, particles: IntArray) -> list[tuple[int, int]]:
+        """Actions taken and automaton state of each."""
+        pairs = zip(self.actions[particles], self.automaton[particles], strict=True)
+        return [(int(actions), int(state)) for actions, state in pairs]
+
+    def prefixes(self, particles: IntArray) -> list[tuple[int, ...]]:
+        """Z so far of each."""
+        return [self.tokens[k] for k in particles]
+
+    def act(self, moves: LegalMoves, particles: IntArray, columns: IntArray) -> None:
+        """Append an action to each of these particles, and what a tool answers to it."""
+        self.automaton[particles] = moves.next_state[self.automaton[particles], columns]
+        self.actions[particles] += 1
+        for particle, token in zip(particles, moves.alphabet[columns].tolist(), strict=True):
+            tokens = (*self.tokens[particle], token)
+            self.tokens[particle] = (*tokens, *moves.answer(tokens))
+            self.lengths[particle] = len(self.tokens[particle])
+
+    def finish(self, particles: IntArray, scorer: _Scorer) -> None:
+        """These particles are complete; log q of their ⊤ is in."""
+        self.finished[particles] = True
+        self.log_reward[particles] = scorer.complete(self.prefixes(particles))
+        self.log_v[particles] = self.log_reward[particles] - self.log_q[particles]
 
     def populations(self) -> list[Population]:
         log_weights = self.offset + self.log_v
         found = []
         for run in range(self.runs):
             here = slice(run * self.particles, (run + 1) * self.particles)
-            rows = zip(self.tokens[here], self.lengths[here], strict=True)
             found.append(
                 Population(
-                    tokens=[row[:length].tolist() for row, length in rows],
+                    tokens=[list(z) for z in self.tokens[here]],
                     log_q=self.log_q[here],
                     log_reward=self.log_reward[here],
                     log_weights=log_weights[here],
@@ -328,21 +355,24 @@ class _Scorer:
     def evaluations(self) -> int:
         return len(self._known)
 
-    def complete(self, tokens: IntArray) -> FloatArray:
-        """log R of complete Z of one length n, [K, n] → [K]."""
-        keys = [tuple(row) for row in tokens.tolist()]
-        new = [list(key) for key in dict.fromkeys(keys) if key not in self._known]
+    def complete(self, sequences: Sequence[tuple[int, ...]]) -> FloatArray:
+        """log R of complete Z, [K]."""
+        new = [list(z) for z in dict.fromkeys(sequences) if z not in self._known]
         if new:
             scores = checked_log_reward(
                 self.problem.reward, self.problem.name, self.prompt, self.moves, new
             )
             self._known.update((tuple(z), float(s[-1])) for z, s in zip(new, scores, strict=True))
-        return np.array([self._known[key] for key in keys], dtype=np.float64)
+        return np.array([self._known[z] for z in sequences], dtype=np.float64)
 
-    def prefixes(self, tokens: IntArray, wanted: NDArray[np.bool_]) -> FloatArray:
-        """log R where wanted, else -inf; [K, n] → [K]."""
-        found = np.full(len(tokens), -np.inf)
-        found[wanted] = self.complete(tokens[wanted])
+    def prefixes(
+        self, sequences: Sequence[tuple[int, ...]], wanted: NDArray[np.bool_]
+    ) -> FloatArray:
+        """log R where wanted, else -inf; [K]."""
+        found = np.full(len(sequences), -np.inf)
+        found[wanted] = self.complete(
+            [z for z, want in zip(sequences, wanted, strict=True) if want]
+        )
         return found
 
 

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,11 @@ def tiny_lm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_lm(tiny_lm_path: Path) -> LanguageModel:
     """The tiny model, loaded."""
     return LanguageModel.load(str(tiny_lm_path))
+
+
+@pytest.fixture(scope="session")
+def soft_lm(tiny_lm: LanguageModel) -> LanguageModel:
+    """The tiny model with a smaller head: its posteriors do not hang on one string."""
+    model = copy.deepcopy(tiny_lm.model)
+    model.lm_head.weight.data *= 0.4
+    return LanguageModel(model, tiny_lm.tokenizer, "soft")

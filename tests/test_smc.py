@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from posteriori import metrics, smc
-from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel
-from posteriori.oracle.enumeration import ExactPosterior, enumerate_posterior, exact_log_q
-from posteriori.problems import Problem, build_problem
+from posteriori.oracle.enumeration import exact_log_q
+from posteriori.problems import Problem
+from tests.small import KINDS, build, exact, string_index
 
 RUNS = 400
-PROBLEMS: dict[str, dict[str, Any]] = {
-    "tempered": {"kind": "tempered", "temperature": 0.5},
-    "infilling": {"kind": "infilling", "prompts": [{"x": " the cat", "y": " on the mat"}]},
-    "constrained": {"kind": "constrained", "constraint": {"contains": [" dog", " sat"]}},
-}
-"""The last two leave prefixes at which ⊤ is illegal, where the flow's twist is inherited."""
-
-
-def build(lm: LanguageModel, **settings: Any) -> Problem:
-    defaults: dict[str, Any] = {
-        "name": "p",
-        "kind": "tempered",
-        "prompts": [{"x": " the cat"}],
-        "alphabet": [" dog", " sat", " ran", " ate"],
-        "stop": ".",
-        "min_tokens": 2,
-        "max_tokens": 4,
-    }
-    return build_problem(ProblemConfig.model_validate({**defaults, **settings}), lm)
-
-
-def exact(problem: Problem) -> ExactPosterior:
-    prompt = problem.prompts[0]
-    return enumerate_posterior(problem.name, prompt, problem.moves(prompt), problem.reward, 10_000)
-
-
-@pytest.fixture(scope="module")
-def soft_lm(tiny_lm: LanguageModel) -> LanguageModel:
-    """The tiny model with a smaller head: its posteriors do not hang on one string."""
-    model = copy.deepcopy(tiny_lm.model)
-    model.lm_head.weight.data *= 0.4
-    return LanguageModel(model, tiny_lm.tokenizer, "soft")
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +35,17 @@ def perturbed(soft_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) 
     return soft_lm.with_adapter(directory)
 
 
-@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("twist", [smc.FLOW, smc.likelihood_twist(2.0)])
 def test_z_is_unbiased_for_the_base_lm(soft_lm: LanguageModel, kind: str, twist: smc.Twist) -> None:
-    check_unbiased(build(soft_lm, **PROBLEMS[kind]), soft_lm, twist)
+    check_unbiased(build(soft_lm, **KINDS[kind]), soft_lm, twist)
 
 
-@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_z_is_unbiased_for_a_policy_that_is_wrong(
     soft_lm: LanguageModel, perturbed: LanguageModel, kind: str
 ) -> None:
-    check_unbiased(build(soft_lm, **PROBLEMS[kind]), perturbed, smc.FLOW)
+    check_unbiased(build(soft_lm, **KINDS[kind]), perturbed, smc.FLOW)
 
 
 def check_unbiased(problem: Problem, proposal: LanguageModel, twist: smc.Twist) -> None:
@@ -104,11 +71,11 @@ def test_samples_approach_the_posterior_as_particles_grow(
     soft_lm: LanguageModel, perturbed: LanguageModel
 ) -> None:
     """TV of one draw from each of many runs falls with K, and below that of the proposal."""
-    problem = build(soft_lm, **PROBLEMS["constrained"])
+    problem = build(soft_lm, **KINDS["constrained"])
     posterior = exact(problem)
     prompt = problem.prompts[0]
     log_q = exact_log_q(posterior.tree, perturbed, problem.policy_ids(prompt))
-    index = {tuple(posterior.tree.tokens(k)): k for k in range(posterior.count)}
+    index = string_index(posterior)
     tv = [metrics.total_variation(posterior.log_sigma, log_q)]
     for particles in (2, 8, 32):
         found = smc.sample(problem, prompt, perturbed, particles=particles, runs=200, seed=5)

@@ -238,6 +238,15 @@ class RunRegistry:
             for id_, unix_seconds, entry in self._read("metrics", after_id, limit)
         ]
 
+    def recent(self, limit: int) -> dict[str, float]:
+        """The newest value of every metric in the last ``limit`` rows."""
+        with storage_errors(self._client):
+            rows = self._client.xrevrange(self._key("metrics"), count=limit)
+        found: dict[str, float] = {}
+        for _, entry in reversed(cast(list[tuple[bytes, dict[bytes, bytes]]], rows)):
+            found.update(msgpack.unpackb(entry[b"metrics"]))
+        return found
+
     def _key(self, name: str) -> str:
         return f"{self._namespace}:{name}"
 

@@ -1,0 +1,1 @@
+"""The service: posterior samples over HTTP, runs and their actors."""

@@ -1,0 +1,156 @@
+"""What goes wrong, as HTTP: status, machine-readable code, the field, the problem and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from posteriori.commands.run_control import NotLive
+from posteriori.errors import StorageUnreachable, UserError, WaitTimeout
+from posteriori.messages import ErrorBody, ErrorDetail
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is malformed."},
+    401: {"model": ErrorBody, "description": "No API key, or an unknown one."},
+    403: {"model": ErrorBody, "description": "The API key lacks a scope."},
+    404: {"model": ErrorBody, "description": "Unknown run, problem, prompt or version."},
+    409: {"model": ErrorBody, "description": "The run's state or base model does not allow it."},
+    413: {"model": ErrorBody, "description": "The request body is too large."},
+    422: {"model": ErrorBody, "description": "A field is wrong."},
+    429: {"model": ErrorBody, "description": "Too much is in flight; see Retry-After."},
+    503: {"model": ErrorBody, "description": "Engine or storage is not there; see Retry-After."},
+    504: {"model": ErrorBody, "description": "It took longer than the server allows."},
+}
+"""Documented on every route."""
+
+RETRY_AFTER_SECONDS = 2
+
+
+class ApiError(UserError):
+    """A refusal with its HTTP status.
+
+    Args:
+        status: HTTP status.
+        code: for programs; never changes its meaning.
+        problem: what is wrong, with the offending value.
+        fix: what to do about it.
+        field: the part of the request that is wrong.
+    """
+
+    def __init__(
+        self, status: int, code: str, problem: str, fix: str, field: str | None = None
+    ) -> None:
+        super().__init__(problem, fix)
+        self.status = status
+        self.code = code
+        self.field = field
+
+
+class ClientGone(Exception):
+    """The client left before its answer; nobody reads the response."""
+
+
+def wrong(code: str, problem: str, fix: str, field: str | None = None) -> ApiError:
+    """A field of the request is wrong (422)."""
+    return ApiError(422, code, problem, fix, field)
+
+
+def unknown(what: str, name: object, known: Sequence[object], field: str) -> ApiError:
+    """There is no such thing (404)."""
+    listed = ", ".join(str(item) for item in list(known)[:20]) or "none"
+    return ApiError(
+        404, f"unknown_{what}", f"There is no {what} {name!r}.", f"Known: {listed}.", field
+    )
+
+
+def as_api_error(error: UserError) -> ApiError:
+    """The status and code of an error of the vocabulary."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, StorageUnreachable):
+        return ApiError(503, "storage_unreachable", error.problem, error.fix)
+    if isinstance(error, NotLive):
+        return ApiError(409, "not_live", error.problem, error.fix, "run")
+    if isinstance(error, WaitTimeout):
+        return ApiError(504, "timeout", error.problem, error.fix)
+    code = "infeasible" if "log Z = -inf" in error.problem else "invalid"
+    return ApiError(422, code, error.problem, error.fix)
+
+
+def body(error: ApiError) -> ErrorBody:
+    """The response's body."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return ErrorBody(
+        error=ErrorDetail(
+            code=error.code,
+            field=error.field,
+            problem=error.problem,
+            fix=error.fix,
+            message=str(error),
+            type=kind,
+            param=error.field,
+        )
+    )
+
+
+def response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response of an error; 429 and 503 say when to come back."""
+    found = dict(headers or {})
+    if error.status in (429, 503):
+        found["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if error.status == 401:
+        found["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body(error).model_dump(), error.status, headers=found)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in one shape."""
+
+    @app.exception_handler(UserError)
+    async def _user_error(_: Request, error: UserError) -> JSONResponse:
+        return response(as_api_error(error))
+
+    @app.exception_handler(ClientGone)
+    async def _client_gone(_: Request, __: ClientGone) -> JSONResponse:
+        return JSONResponse({}, 499)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return response(_from_validation(request, error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        fix = "See /docs for the routes and what they take."
+        code = codes.get(error.status_code, "http_error")
+        refused = ApiError(error.status_code, code, f"{error.detail}.", fix)
+        return response(refused, error.headers)
+
+
+def _from_validation(request: Request, error: RequestValidationError) -> ApiError:
+    # A misspelt key may also make the right one missing: name the misspelling.
+    found = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    field = ".".join(location) or None
+    message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"The body is not JSON: {message}.", "Send JSON.")
+    if found["type"] == "extra_forbidden":
+        known = _known_keys(request) if len(location) == 1 else []
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        fix = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
+        return wrong("unknown_key", f"Unknown key `{field}`.", fix if known else "Remove it.", field)
+    where = f"`{field}`: " if field else ""
+    return wrong("invalid_field", f"{where}{message}.", "Correct it; see /docs.", field)
+
+
+def _known_keys(request: Request) -> list[str]:
+    body_field = getattr(request.scope.get("route"), "body_field", None)
+    annotation = body_field.field_info.annotation if body_field is not None else None
+    return list(getattr(annotation, "model_fields", {}))

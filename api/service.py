@@ -1,0 +1,147 @@
+"""Everything that answers requests: engine, base LM, catalogue, and the threads that score.
+
+Scoring and particle filters run in threads of their own, so that neither the engine nor the event loop
+ever waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from api.adapters import Adapters
+from api.catalogue import Catalogue
+from api.errors import ApiError
+from api.host import Adapter, EngineHost
+from api.launcher import Launcher
+from api.limits import InFlight
+from api.settings import ServeSettings
+from posteriori.lm import LanguageModel, model_path
+from posteriori.seams import Engine
+
+T = TypeVar("T")
+
+POLICIES_KEPT = 4
+SCORING_QUEUE = 512
+"""Pieces of scoring that may wait; each takes milliseconds to a second."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One thread with torch's thread count set, and a bounded queue."""
+
+    executor: ThreadPoolExecutor
+    most: int
+    waiting: int = 0
+
+    @classmethod
+    def start(cls, name: str, threads: int, most: int) -> Worker:
+        def begin() -> None:
+            import torch
+
+            torch.set_num_threads(threads)
+
+        return cls(ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin), most)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do it in the thread.
+
+        Raises:
+            ApiError: too much is waiting.
+        """
+        if self.waiting >= self.most:
+            raise ApiError(429, "busy", f"{self.waiting} tasks wait for scoring.", "Try again soon.")
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+        finally:
+            self.waiting -= 1
+
+    def close(self) -> None:
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Service:
+    """See the module.
+
+    Args:
+        settings: of the operator.
+        engine: starts the engine; None: the one of the settings.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, engine: Callable[[], Engine] | None = None
+    ) -> None:
+        self.settings = settings
+        self.began_seconds = time.monotonic()
+        self.base = LanguageModel.load(settings.model, dtype=settings.dtype)
+        self._cache = Path(tempfile.mkdtemp(prefix="posteriori-adapters-"))
+        self.adapters = Adapters(self._cache)
+        self.catalogue = Catalogue(settings, self.base, self.adapters)
+        self.launcher = Launcher(settings, self.base)
+        self.host = EngineHost(
+            engine or (lambda: start_engine(settings)),
+            adapter_slots=settings.adapter_slots,
+            samples_in_flight=settings.max_sequences,
+            threads=settings.threads,
+        )
+        self.in_flight = InFlight(settings.max_requests_in_flight)
+        self.scoring = Worker.start("scoring", settings.threads, SCORING_QUEUE)
+        self.filters = Worker.start("filters", settings.threads, 16)
+        self._policies: OrderedDict[str, LanguageModel] = OrderedDict()
+
+    def start(self) -> None:
+        """Start the engine, in its own thread."""
+        self.host.start()
+
+    def close(self) -> None:
+        """Stop everything that this process started but the runs."""
+        self.host.close()
+        self.scoring.close()
+        self.filters.close()
+        self.adapters.close()
+
+    def policy(self, adapter: Adapter | None) -> LanguageModel:
+        """The sampler as a language model; to be called in the ``filters`` thread alone."""
+        if adapter is None:
+            return self.base
+        if adapter.key not in self._policies:
+            self._policies[adapter.key] = self.base.with_adapter(adapter.directory)
+            if len(self._policies) > POLICIES_KEPT:
+                self._policies.popitem(last=False)
+        self._policies.move_to_end(adapter.key)
+        return self._policies[adapter.key]
+
+
+def start_engine(settings: ServeSettings) -> Engine:
+    """The engine of the settings, checked to apply adapters.
+
+    Raises:
+        UserError: it cannot serve the model.
+    """
+    path = model_path(settings.model)
+    if settings.engine == "transformers":
+        from actors.transformers_engine import TransformersEngine
+
+        return TransformersEngine(
+            path,
+            lora_rank=settings.lora_rank,
+            max_adapters=settings.adapter_slots,
+            dtype=settings.dtype,
+        )
+    from actors.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        path,
+        lora_rank=settings.lora_rank,
+        max_adapters=settings.adapter_slots,
+        dtype=settings.dtype,
+        max_sequences=settings.max_sequences,
+    )

@@ -53,7 +53,9 @@ def read_keys(
     Raises:
         UserError: malformed, or no keys on an address that others can reach.
     """
-    keys = [_from_item(item) for item in environment.get(ENVIRONMENT, "").split(",") if item.strip()]
+    keys = [
+        _from_item(item) for item in environment.get(ENVIRONMENT, "").split(",") if item.strip()
+    ]
     if settings.keys_file is not None:
         keys += _from_file(settings.keys_file)
     if not keys and not settings.on_loopback:

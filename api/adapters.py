@@ -69,7 +69,9 @@ class Adapters:
         known = sorted({*live, *stored})
         if not known:
             fix = "Wait until the run has published one, or ask for version 0."
-            raise ApiError(409, "no_adapter", f"Run {run.name!r} has no adapter yet.", fix, "version")
+            raise ApiError(
+                409, "no_adapter", f"Run {run.name!r} has no adapter yet.", fix, "version"
+            )
         if version is None:
             version = known[-1]
             self._newest[path] = (time.monotonic(), version)

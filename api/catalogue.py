@@ -73,7 +73,11 @@ class Catalogue:
         """Runs in the folder."""
         folder = self.settings.runs_directory
         return sorted(
-            {f.parent.name for name in ("run.yaml", LAUNCHED_NAME) for f in folder.glob(f"*/{name}")}
+            {
+                f.parent.name
+                for name in ("run.yaml", LAUNCHED_NAME)
+                for f in folder.glob(f"*/{name}")
+            }
         )
 
     def control(self, name: str) -> RunControl:

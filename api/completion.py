@@ -54,7 +54,9 @@ def adapter_of(service: Service, model: str) -> Adapter | None:
     return service.adapters.fetch(served.control, served.config, wanted)[1]
 
 
-def prompts_of(lm: LanguageModel, given: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+def prompts_of(
+    lm: LanguageModel, given: str | list[str] | list[int] | list[list[int]]
+) -> list[list[int]]:
     """Token ids of every prompt.
 
     Raises:
@@ -65,7 +67,9 @@ def prompts_of(lm: LanguageModel, given: str | list[str] | list[int] | list[list
     if given and isinstance(given[0], int):
         found = [[token for token in given if isinstance(token, int)]]
     else:
-        found = [lm.context(p) if isinstance(p, str) else p for p in given if not isinstance(p, int)]
+        found = [
+            lm.context(p) if isinstance(p, str) else p for p in given if not isinstance(p, int)
+        ]
     if not found or any(not ids for ids in found):
         raise _refused("empty_prompt", "A prompt is empty.", "Give it a token.", "prompt")
     for ids in found:
@@ -107,10 +111,8 @@ async def complete(
             size = min(SAMPLES_PER_DRAW, asked.n - start)
             draws.append(Draw(ids, moves, size, seed * 1_000_003 + len(draws), behaviour))
             owner.append(place)
-    found: dict[int, list[Sample]] = {}
     async with aclosing(service.host.samples_of(draws, adapter)) as finished:
-        async for index, samples in finished:
-            found[index] = samples
+        found = {index: samples async for index, samples in finished}
 
     def written() -> list[list[Written]]:
         texts: list[list[Written]] = [[] for _ in prompts]

@@ -145,7 +145,9 @@ def _from_validation(request: Request, error: RequestValidationError) -> ApiErro
         known = _known_keys(request) if len(location) == 1 else []
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         fix = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
-        return wrong("unknown_key", f"Unknown key `{field}`.", fix if known else "Remove it.", field)
+        return wrong(
+            "unknown_key", f"Unknown key `{field}`.", fix if known else "Remove it.", field
+        )
     where = f"`{field}`: " if field else ""
     return wrong("invalid_field", f"{where}{message}.", "Correct it; see /docs.", field)
 

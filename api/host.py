@@ -299,7 +299,9 @@ class EngineHost:
     def _claim_slot(self, engine: Engine) -> None:
         """Load the adapter that the longest-waiting client lacks, or keep a slot from filling again."""
         self._draining = None
-        lacking = [job for job in self._turns if job.adapter and job.adapter.key not in self._loaded]
+        lacking = [
+            job for job in self._turns if job.adapter and job.adapter.key not in self._loaded
+        ]
         job = min(lacking, key=lambda waiting: waiting.number, default=None)
         if job is None or job.adapter is None or not self._room(job):
             return

@@ -57,7 +57,9 @@ class Worker:
             ApiError: too much is waiting.
         """
         if self.waiting >= self.most:
-            raise ApiError(429, "busy", f"{self.waiting} tasks wait for scoring.", "Try again soon.")
+            raise ApiError(
+                429, "busy", f"{self.waiting} tasks wait for scoring.", "Try again soon."
+            )
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.executor, work)
@@ -76,9 +78,7 @@ class Service:
         engine: starts the engine; None: the one of the settings.
     """
 
-    def __init__(
-        self, settings: ServeSettings, engine: Callable[[], Engine] | None = None
-    ) -> None:
+    def __init__(self, settings: ServeSettings, engine: Callable[[], Engine] | None = None) -> None:
         self.settings = settings
         self.began_seconds = time.monotonic()
         self.base = LanguageModel.load(settings.model, dtype=settings.dtype)

@@ -33,7 +33,10 @@ from posteriori.messages import (
 )
 
 router = APIRouter(
-    prefix="/v1/posterior", tags=["posterior"], responses=errors.ERRORS, dependencies=[needs("sample")]
+    prefix="/v1/posterior",
+    tags=["posterior"],
+    responses=errors.ERRORS,
+    dependencies=[needs("sample")],
 )
 
 STREAM = {

@@ -17,7 +17,10 @@ from posteriori.messages import ProblemInfo, ProblemList
 from posteriori.problems import needed_fields
 
 router = APIRouter(
-    prefix="/v1/problems", tags=["problems"], responses=errors.ERRORS, dependencies=[needs("sample")]
+    prefix="/v1/problems",
+    tags=["problems"],
+    responses=errors.ERRORS,
+    dependencies=[needs("sample")],
 )
 
 PROMPTS_LISTED = 100

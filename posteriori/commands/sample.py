@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from actors.weighted import WeightedSamples, draw
 from posteriori import metrics
+from posteriori.calls import SamplesOptions
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.errors import UserError
 from posteriori.problems import Problem, build_problem
 from posteriori.seams import Prompt
+
+if TYPE_CHECKING:
+    from posteriori.client import Client
+
+Correction = Literal["none", "snis", "smc"]
 
 
 def sample(
@@ -61,6 +67,34 @@ def sample(
     finally:
         engine.close()
     return _to_dict(problem, prompt, samples)
+
+
+def sample_remotely(
+    client: Client,
+    run: str,
+    n: int,
+    *,
+    problem_name: str | None,
+    prompt_id: str | None,
+    fields: dict[str, str],
+    seed: int,
+    base: bool,
+    version: int | None,
+    correction: Correction,
+) -> dict[str, Any]:
+    """As :func:`sample`, drawn by a service; numbers that it does not know are None.
+
+    Raises:
+        UserError: the service refuses, or does not answer.
+    """
+    asked = SamplesOptions(run=run, n=n, seed=seed, fields=fields, correction=correction)
+    if problem_name is not None:
+        asked["problem"] = problem_name
+    if prompt_id is not None:
+        asked["prompt"] = prompt_id
+    if base or version is not None:
+        asked["version"] = 0 if base else version or 0
+    return client.samples(**asked).model_dump()
 
 
 def _prompt(problem: Problem, prompt_id: str | None) -> Prompt:
@@ -119,16 +153,22 @@ def show(found: dict[str, Any], console: Console, as_json: bool) -> None:
     for row in found["samples"]:
         table.add_row(
             row["text"],
-            f"{row['log_q']:.3f}",
-            f"{row['log_reward']:.3f}",
-            f"{row['log_weight']:.3f}",
-            f"{row['weight']:.4f}",
+            _shown(row["log_q"]),
+            _shown(row["log_reward"]),
+            _shown(row["log_weight"]),
+            _shown(row["weight"], 4),
         )
     console.print(table)
     summary = found["summary"]
     console.print(
-        f"log Ẑ {summary['log_z']:.3f} ± {summary['log_z_se']:.3f} · "
-        f"ESS {summary['ess']:.1f} of {summary['n']} · k̂ {summary['pareto_k']:.2f} · "
-        f"unique {summary['unique_fraction']:.2f}",
+        f"log Ẑ {_shown(summary['log_z'])} ± {_shown(summary['log_z_se'])} · "
+        f"ESS {_shown(summary['ess'], 1)} of {summary['n']} · k̂ {_shown(summary['pareto_k'], 2)} · "
+        f"unique {_shown(summary['unique_fraction'], 2)}",
         highlight=False,
     )
+    for warning in found.get("warnings", ()):
+        console.print(f"[yellow]{warning['message']}[/yellow]", highlight=False)
+
+
+def _shown(number: float | None, digits: int = 3) -> str:
+    return "–" if number is None else f"{number:.{digits}f}"

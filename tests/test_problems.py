@@ -89,7 +89,7 @@ def test_mistakes_are_named(tiny_lm: LanguageModel, settings: dict[str, Any], me
 
 FACTORY = '''
 from posteriori.problems import Problem, build_problem
-from posteriori.rewards import FactorReward
+from posteriori.factors import FactorReward
 
 
 def rhyme(config, lm):

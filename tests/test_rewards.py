@@ -10,9 +10,10 @@ import torch
 
 from posteriori.config import ProblemConfig, RewardTerm
 from posteriori.errors import RewardError
+from posteriori.factors import FactorReward
 from posteriori.lm import LanguageModel
 from posteriori.problems import Problem, build_problem
-from posteriori.rewards import FactorReward, checked_log_reward
+from posteriori.rewards import checked_log_reward
 
 ALPHABET = [" cat", " dog", " ran", " slept", " and"]
 

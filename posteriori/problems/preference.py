@@ -17,14 +17,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from posteriori import templates
 from posteriori.config import PreferenceConfig, ProblemConfig
 from posteriori.errors import RewardError
+from posteriori.factors import call_named, terminable_prefixes
 from posteriori.problems.imports import imported
 from posteriori.problems.tempered import terms
 from posteriori.rewards import (
     BoolArray,
     FloatArray,
-    call_named,
     draw_marks,
-    terminable_prefixes,
 )
 from posteriori.seams import Prompt, Reward
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from posteriori.factors import call_named, terminable_prefixes
 from posteriori.moves import DEAD, LegalMoves
 from posteriori.problems.imports import imported
-from posteriori.rewards import BoolArray, FloatArray, call_named, draw_marks, terminable_prefixes
+from posteriori.rewards import BoolArray, FloatArray, draw_marks
 from posteriori.seams import Prompt, Reward
 
 Satisfied = Callable[[Prompt, str, tuple[int, ...]], bool]

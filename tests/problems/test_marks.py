@@ -7,9 +7,10 @@ import pytest
 
 from actors.weighted import WeightedSamples
 from posteriori.commands.assessment import summarise
+from posteriori.factors import FactorReward
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import Case, evaluation_metrics
-from posteriori.rewards import FactorReward, draw_marks
+from posteriori.rewards import draw_marks
 from tests.problems.naive import build, exact
 
 

@@ -24,7 +24,7 @@ def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> E
         UserError: the model cannot be loaded or served.
     """
     longest = max(
-        len(problem.policy_ids(prompt)) + max(problem.moves(prompt).max_tokens, 1)
+        len(problem.policy_ids(prompt)) + max(problem.moves(prompt).longest, 1)
         for problem in problems
         for prompt in (*problem.prompts, *problem.test_prompts)
     )

@@ -38,14 +38,16 @@ class _Row:
         # vLLM appends to this very list; a preempted sequence comes back with all of it.
         self.output_ids = output_ids
         self.consumed = 0
-        self.state = 0
+        # Where a request goes on behind a tool's answer, its actions so far are in the prompt.
+        self.before = int(arguments["actions"])
+        self.state = int(arguments["state"])
 
     def mask_row(self) -> int:
         """Advance over the tokens sampled since the last call; row of the current mask."""
         for token in self.output_ids[self.consumed :]:
             self.state = self.table.moves.step(self.state, token)
         self.consumed = len(self.output_ids)
-        return self.table.row(self.consumed, self.state)
+        return self.table.row(self.before + self.consumed, self.state)
 
 
 class MovesProcessor(LogitsProcessor):

@@ -22,7 +22,6 @@ from actors.gold import GoldSupply
 from actors.outbox import Outbox
 from actors.reward_follower import RewardFollower
 from posteriori.config import SamplingConfig
-from posteriori.moves import LegalMoves
 from posteriori.problems import Problem
 from posteriori.rewards import checked_log_reward
 from posteriori.seams import AdapterStore, Buffer, Engine, Prompt, Sample
@@ -43,6 +42,8 @@ class RolloutCounts:
     groups: int = 0
     samples: int = 0
     tokens: int = 0
+    tool_calls: int = 0
+    tool_failures: int = 0
     adapters_loaded: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
@@ -164,6 +165,9 @@ class RolloutWorker:
             self._counts.groups += 1
             self._counts.samples += len(group.samples)
             self._counts.tokens += sum(len(sample.tokens) for sample in group.samples)
+            spans = [span for sample in group.samples for span in sample.spans]
+            self._counts.tool_calls += len(spans)
+            self._counts.tool_failures += sum(span.failed for span in spans)
         with self._counts.timing("inserting"):
             self._outbox.flush()
         if not len(self._outbox):
@@ -182,13 +186,20 @@ class RolloutWorker:
 
         In a tree of strings every string is a valid trajectory. Its behaviour is the one that
         writes just this Z: log q of its tokens is 0.
+
+        Args:
+            problem: of the Z's.
+            prompt: X.
+            sequences: the policy's tokens of each Z; what a tool answers is put in here.
         """
+        moves = problem.moves(prompt)
         samples = []
         for sequence in sequences:
-            log_q_stop = np.full(len(sequence) + 1, -np.inf, np.float32)
+            tokens = moves.execute(sequence)
+            log_q_stop = np.full(len(tokens) + 1, -np.inf, np.float32)
             log_q_stop[-1] = 0.0
-            tokens = [int(token) for token in sequence]
-            samples.append(Sample(tokens, np.zeros(len(sequence), np.float32), log_q_stop))
+            log_q = np.zeros(len(tokens), np.float32)
+            samples.append(Sample(tokens, log_q, log_q_stop, moves.spans(tokens)))
         group = f"{self._actor_id}-gold-{prompt.id}"
         self._outbox.put(self._score(problem, prompt, samples, group, "gold", 0))
 
@@ -206,6 +217,8 @@ class RolloutWorker:
             "groups": counts.groups,
             "samples": counts.samples,
             "tokens": counts.tokens,
+            "tool_calls": counts.tool_calls,
+            "tool_failures": counts.tool_failures,
             "samples_per_second": round(self._rates[0], 3),
             "tokens_per_second": round(self._rates[1], 3),
             "inserted": outbox.counts.inserted,
@@ -273,15 +286,11 @@ class RolloutWorker:
                 adapter_version=adapter_version,
                 reward_version=reward_version,
                 tokens=np.asarray(sample.tokens, np.int32),
-                action=np.ones(len(sample.tokens), np.bool_),
+                action=sample.action,
                 log_q=sample.log_q,
                 log_q_stop=sample.log_q_stop,
                 log_reward=scores[tuple(sample.tokens)].astype(np.float32),
-                stop_legal=_stop_legal(moves, sample),
+                stop_legal=moves.stop_legal(sample.tokens, sample.action),
             )
             for sample in samples
         ]
-
-
-def _stop_legal(moves: LegalMoves, sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return moves.stop_legal(sample.tokens)

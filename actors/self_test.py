@@ -43,24 +43,29 @@ def reference_log_q(
     Args:
         model: Hugging Face causal LM, adapter active or not.
         prompt_ids: the policy's prompt, not empty.
-        tokens: z₁ … zₙ.
+        tokens: z₁ … zₙ, tool outputs included.
         moves: legal moves.
         behaviour: default: the policy itself.
 
     Returns:
-        log q of each token [n], and of ⊤ at every prefix [n + 1].
+        log q of each token [n], 0 in tool outputs, and of ⊤ at every prefix [n + 1].
     """
     behaviour = behaviour or Behaviour()
     ids = torch.tensor([[*map(int, prompt_ids), *tokens]], device=model.device)
     logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 :].float().cpu()
-    log_q = behaviour_log_q(
-        logits[:, torch.from_numpy(moves.column_tokens)],
-        torch.from_numpy(moves.masks(tokens)),
-        torch.full((len(tokens) + 1, 1), behaviour.temperature),
-        torch.full((len(tokens) + 1, 1), behaviour.epsilon),
+    legal = moves.masks(tokens)
+    decides = np.flatnonzero(legal.any(axis=1))
+    moved = behaviour_log_q(
+        logits[decides][:, torch.from_numpy(moves.column_tokens)],
+        torch.from_numpy(legal[decides]),
+        torch.full((len(decides), 1), behaviour.temperature),
+        torch.full((len(decides), 1), behaviour.epsilon),
     ).double()
-    columns = [moves.columns[int(token)] for token in tokens]
-    return log_q[range(len(tokens)), columns].numpy(), log_q[:, -1].numpy()
+    log_q, log_q_stop = np.zeros(len(tokens)), np.full(len(tokens) + 1, -np.inf)
+    log_q_stop[decides] = moved[:, -1]
+    columns = [moves.columns[int(tokens[place])] for place in decides[:-1]]
+    log_q[decides[:-1]] = moved[range(len(columns)), columns]
+    return log_q, log_q_stop
 
 
 def random_adapter(model: Any, directory: Path, *, rank: int, scale: float, seed: int = 0) -> Any:

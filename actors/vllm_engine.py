@@ -3,6 +3,9 @@
 vLLM's own loop is driven directly (``add_request``, ``step``, ``abort_request``): requests join and
 leave between steps, and adapters are loaded between steps without a pause. One engine per process.
 
+Where a tool answers inside Z, each sample is a request of its own that ends at a trigger and goes on as
+a new one with the answer in its prompt, most of which the prefix cache still holds.
+
 What is used of vLLM is kept narrow: ``EngineArgs``, ``LLMEngine``, ``SamplingParams`` (with
 ``logprob_token_ids``), ``LoRARequest`` and one logits processor of the V1 model runner.
 """
@@ -18,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.adapter_files import check_adapter, check_slot, engine_rank
+from posteriori.draft import Draft
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
-from posteriori.seams import Sample, SampledGroup, SampleRequest
+from posteriori.seams import SampledGroup, SampleRequest
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -134,6 +138,10 @@ class VllmEngine:
                 # generators cannot be rewound and the engine would die.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(STEP_TOKENS, max_model_tokens),
+                # vLLM's CPU kernels give rows without an adapter slot −1, which is the last one. Slots are
+                # taken from the first free one on, so one more than adapters leaves the last one empty.
+                "max_loras": max_adapters + 1,
+                "max_cpu_loras": max_adapters + 1,
             }
         try:
             self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
@@ -145,6 +153,8 @@ class VllmEngine:
         self._ids = itertools.count(1)
         self._adapters: dict[int, LoRARequest] = {}
         self._requests: dict[str, SampleRequest] = {}
+        self._drafts: dict[str, list[Draft]] = {}
+        self._parts: dict[str, tuple[str, int]] = {}
         self._move_keys: dict[LegalMoves, int] = {}
         self._move_uses: dict[LegalMoves, int] = {}
 
@@ -203,46 +213,70 @@ class VllmEngine:
             UserError: prompt and longest Z exceed ``max_model_tokens``, or the prompt is empty.
             ValueError: the id is in flight or the adapter version is not loaded.
         """
+        if request.id in self._requests:
+            raise ValueError(f"request {request.id} is in flight already")
+        if request.adapter_version and request.adapter_version not in self._adapters:
+            raise ValueError(f"adapter version {request.adapter_version} is not loaded")
+        tokens = len(request.prompt_ids) + max(request.moves.longest, 1)
+        if not request.prompt_ids or tokens > self._max_model_tokens:
+            raise UserError(
+                f"The prompt has {len(request.prompt_ids)} tokens and Z up to "
+                f"{request.moves.longest}; together 1 to {self._max_model_tokens} are served.",
+                "Shorten the prompt, lower max_tokens or raise max_model_tokens.",
+            )
+        self._requests[request.id] = request
+        self._retain(request.moves)
+        if request.moves.tool is None:
+            self._add(request, request.id, Draft(request.moves), request.n, request.seed)
+            return
+        self._drafts[request.id] = [Draft(request.moves) for _ in range(request.n)]
+        for place in range(request.n):
+            self._add_part(request, place)
+
+    def _add_part(self, request: SampleRequest, place: int) -> None:
+        """Sample one draft of a request up to its next trigger."""
+        draft = self._drafts[request.id][place]
+        part = f"{request.id}/{place}/{draft.actions}"
+        self._parts[part] = (request.id, place)
+        seed = None if request.seed is None else _spread(request.seed, place, draft.actions)
+        self._add(request, part, draft, 1, seed)
+
+    def _add(
+        self, request: SampleRequest, name: str, draft: Draft, n: int, seed: int | None
+    ) -> None:
+        """Give vLLM a request for ``n`` continuations of ``draft``."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         from actors.moves_processor import EXTRA_ARGS_KEY
 
-        if request.id in self._requests:
-            raise ValueError(f"request {request.id} is in flight already")
-        if request.adapter_version and request.adapter_version not in self._adapters:
-            raise ValueError(f"adapter version {request.adapter_version} is not loaded")
-        tokens = len(request.prompt_ids) + max(request.moves.max_tokens, 1)
-        if not request.prompt_ids or tokens > self._max_model_tokens:
-            raise UserError(
-                f"The prompt has {len(request.prompt_ids)} tokens and Z up to "
-                f"{request.moves.max_tokens}; together 1 to {self._max_model_tokens} are served.",
-                "Shorten the prompt, lower max_tokens or raise max_model_tokens.",
-            )
+        moves = request.moves
+        triggers = moves.tool.triggers if moves.tool is not None else ()
         params = SamplingParams(
-            n=request.n,
-            seed=None if request.seed is None else _spread(request.seed),
+            n=n,
+            seed=None if seed is None else _spread(seed),
             # At the cap ⊤ is certain and costs no step; a Z of no tokens takes one step for ⊤.
-            max_tokens=max(request.moves.max_tokens, 1),
-            stop_token_ids=[request.moves.stop],
+            max_tokens=max(moves.max_tokens - draft.actions, 1),
+            stop_token_ids=[moves.stop, *triggers],
             ignore_eos=True,
             logprobs=1,
-            logprob_token_ids=[request.moves.stop],
+            logprob_token_ids=[moves.stop],
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={
                 EXTRA_ARGS_KEY: {
-                    "moves": self._retain(request.moves),
+                    "moves": self._move_keys[moves],
+                    "actions": draft.actions,
+                    "state": draft.state,
                     "temperature": request.behaviour.temperature,
                     "epsilon": request.behaviour.epsilon,
                 }
             },
         )
-        self._requests[request.id] = request
         self._engine.add_request(
-            request.id,
-            {"prompt_token_ids": [int(token) for token in request.prompt_ids]},
+            name,
+            {"prompt_token_ids": [*map(int, request.prompt_ids), *draft.tokens]},
             params,
             lora_request=self._adapters.get(request.adapter_version),
         )
@@ -250,7 +284,11 @@ class VllmEngine:
     def cancel(self, request_id: str) -> None:
         """Drop a request; unknown ids are ignored."""
         if request_id in self._requests:
-            self._engine.abort_request([request_id])
+            parts = [part for part, (owner, _) in self._parts.items() if owner == request_id]
+            for part in parts:
+                del self._parts[part]
+            self._drafts.pop(request_id, None)
+            self._engine.abort_request(parts or [request_id])
             self._release(self._requests.pop(request_id).moves)
 
     def step(self) -> list[SampledGroup]:
@@ -259,12 +297,25 @@ class VllmEngine:
             return []
         groups = []
         for output in self._engine.step():
-            request = self._requests.get(output.request_id)
+            owner, place = self._parts.get(output.request_id, (output.request_id, None))
+            request = self._requests.get(owner)
             if request is None or not output.finished:
                 continue
-            del self._requests[request.id]
-            self._release(request.moves)
-            groups.append(SampledGroup(request, [_sample(request, o) for o in output.outputs]))
+            if place is None:
+                drafts = [Draft(request.moves) for _ in output.outputs]
+                for draft, drawn in zip(drafts, output.outputs, strict=True):
+                    _extend(draft, drawn)
+            else:
+                del self._parts[output.request_id]
+                drafts = self._drafts[owner]
+                _extend(drafts[place], output.outputs[0])
+                if not drafts[place].finished:
+                    self._add_part(request, place)
+            if all(draft.finished for draft in drafts):
+                self._drafts.pop(owner, None)
+                del self._requests[owner]
+                self._release(request.moves)
+                groups.append(SampledGroup(request, [draft.sample() for draft in drafts]))
         return groups
 
     @property
@@ -285,8 +336,8 @@ class VllmEngine:
 
     # ---------------------------------------------------------------------------- legal moves
 
-    def _retain(self, moves: LegalMoves) -> int:
-        """Key under which the logits processor finds ``moves`` while requests in flight use it."""
+    def _retain(self, moves: LegalMoves) -> None:
+        """Let the logits processor find ``moves`` under its key while requests in flight use it."""
         from actors.behaviour import MoveTable
         from actors.moves_processor import TABLES
 
@@ -295,7 +346,6 @@ class VllmEngine:
             self._move_uses[moves] = 0
             TABLES[self._move_keys[moves]] = MoveTable(moves)
         self._move_uses[moves] += 1
-        return self._move_keys[moves]
 
     def _release(self, moves: LegalMoves) -> None:
         from actors.moves_processor import TABLES
@@ -305,25 +355,29 @@ class VllmEngine:
             del self._move_uses[moves], TABLES[self._move_keys.pop(moves)]
 
 
-def _spread(seed: int) -> int:
-    """A 62-bit seed from a small one.
+def _spread(*seeds: int) -> int:
+    """A 62-bit seed from small ones.
 
     vLLM seeds sample i of a request with ``seed + i``: neighbouring seeds would share samples.
     """
-    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def _sample(request: SampleRequest, output: CompletionOutput) -> Sample:
-    """Read one finished sequence: [steps, 2] log-probabilities of the sampled token and of ⊤."""
+def _extend(draft: Draft, output: CompletionOutput) -> None:
+    """Take the moves vLLM drew, [steps, 2] log-probabilities of each and of ⊤, and a tool's answer.
+
+    Raises:
+        RuntimeError: vLLM ended before ⊤, a trigger or the cap.
+    """
     steps = np.asarray(output.logprobs.logprobs, dtype=np.float32).reshape(-1, 2)
-    tokens = [int(token) for token in output.token_ids]
-    if output.finish_reason == "stop":
-        return Sample(tokens[:-1], steps[:-1, 0], steps[:, 1])
-    if output.finish_reason == "length" and len(tokens) == request.moves.max_tokens:
-        return Sample(tokens, steps[:, 0], np.append(steps[:, 1], np.float32(0.0)))
-    raise RuntimeError(
-        f"vLLM ended request {request.id} after {len(tokens)} tokens: {output.finish_reason}"
-    )
+    answered = len(draft.spans)
+    for token, (log_q, log_q_stop) in zip(output.token_ids, steps.tolist(), strict=True):
+        draft.act(int(token), log_q, log_q_stop)
+    if not draft.finished and len(draft.spans) == answered:
+        raise RuntimeError(
+            f"vLLM ended a sequence after {draft.actions} of up to {draft.moves.max_tokens} tokens: "
+            f"{output.finish_reason}"
+        )
 
 
 def _model_config(model: str) -> Any:

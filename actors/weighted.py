@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from posteriori import metrics
 from posteriori.problems import Problem
 from posteriori.rewards import checked_log_reward
 from posteriori.seams import Engine, Prompt, SampledGroup, SampleRequest
+from posteriori.tools import ToolSpan
 
 FloatArray = NDArray[np.float64]
 
@@ -29,11 +31,13 @@ class WeightedSamples:
         tokens: z without ⊤, N of them.
         log_q: log q(z⊤) under the sampler itself, nats, [N].
         log_reward: log R(z⊤), nats, [N].
+        spans: tool outputs of each z; empty where the problem has no tool.
     """
 
     tokens: list[list[int]]
     log_q: FloatArray
     log_reward: FloatArray
+    spans: Sequence[tuple[ToolSpan, ...]] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -95,4 +99,5 @@ def draw(
         tokens=tokens,
         log_q=np.array([sample.total_log_q for sample in samples]),
         log_reward=np.array([by_tokens[tuple(z)] for z in tokens]),
+        spans=[sample.spans for sample in samples] if problem.moves(prompt).tool else (),
     )

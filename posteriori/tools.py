@@ -9,7 +9,6 @@ too much or takes too long, the span is one fixed text, which is never a number.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import threading
@@ -264,28 +263,3 @@ def _attempt(tool: Tool, text: str) -> object:
     except Exception:  # a user's tool may raise anything; the span is recorded as failed
         log.warning("tool raised on %r: a failed span", text, exc_info=True)
         return None
-
-
-def load_tool(use: str, max_operands: int) -> Tool:
-    """``calculator``, or the tool behind an import path ``module:attribute`` (a class is instantiated).
-
-    Raises:
-        UserError: nothing that satisfies :class:`Tool` is there.
-    """
-    if use == "calculator":
-        return Calculator(max_operands)
-    module_name, _, attribute = use.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as cause:
-        raise UserError(
-            f"Cannot import tool {use!r}: {cause}.",
-            "Write `calculator`, or package.module:name, and run where that module can be imported.",
-        ) from cause
-    tool = found() if isinstance(found, type) else found
-    if not isinstance(tool, Tool) or isinstance(tool.triggers, str) or not callable(tool.run):
-        raise UserError(
-            f"{use} is not a tool: it is a {type(tool).__name__}.",
-            "Give it `triggers`, a list of texts, and `run(text) -> str`.",
-        )
-    return tool

@@ -39,6 +39,9 @@ class MarkovPosterior:
         prompt_ids: x as the language model reads it, at least w tokens.
         token_weight: β.
         final: φ for every context, [V^w].
+
+    Raises:
+        ValueError: a tool answers inside Z; its answers are no Markov process.
     """
 
     table: MarkovTable
@@ -46,6 +49,10 @@ class MarkovPosterior:
     prompt_ids: tuple[int, ...]
     token_weight: float
     final: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.moves.tool is not None:
+            raise ValueError("dynamic programming cannot follow a tool: enumerate the posterior")
 
     @classmethod
     def tempered(

@@ -53,7 +53,7 @@ def read_gold(config: GoldConfig, problem: Problem) -> Gold:
 
 
 def tokenised(problem: Problem, prompt: Prompt, text: str) -> list[int]:
-    """Canonical token ids of a Z.
+    """Canonical token ids of a Z, of its actions where a tool answers.
 
     Raises:
         UserError: it is not a complete path of legal moves; says where it leaves them.
@@ -61,7 +61,7 @@ def tokenised(problem: Problem, prompt: Prompt, text: str) -> list[int]:
     tokens = problem.lm.encode(text)
     moves = problem.moves(prompt)
     try:
-        complete = bool(moves.stop_legal(tokens)[-1])
+        complete = bool(moves.stop_legal(moves.execute(tokens))[-1])
         wrong = "may not end there"
     except ValueError as cause:
         complete, wrong = False, str(cause)

@@ -109,10 +109,19 @@ def naive_log_q(
     moves: LegalMoves,
     behaviour: Behaviour | None = None,
 ) -> tuple[list[float], list[float]]:
-    """log q of each token and of ⊤ at each prefix: one forward and one plain loop a prefix."""
+    """log q of each token and of ⊤ at each prefix: one forward and one plain loop a prefix.
+
+    Checks tool outputs on the way: their tokens cost nothing, and ⊤ is illegal before them.
+    """
     behaviour = behaviour or Behaviour()
-    log_q, log_q_stop, state = [], [], 0
+    log_q, log_q_stop, state, actions = [], [], 0, 0
+    said: list[int] = []
     for length in range(len(tokens) + 1):
+        if said:
+            assert tokens[length] == said.pop(0)
+            log_q.append(0.0)
+            log_q_stop.append(-np.inf)
+            continue
         with torch.no_grad():
             logits = (
                 model(torch.tensor([[*prompt_ids, *tokens[:length]]]))
@@ -122,7 +131,7 @@ def naive_log_q(
             )
         legal = [
             int(token)
-            for token, allowed in zip(moves.column_tokens, moves.row(length, state), strict=True)
+            for token, allowed in zip(moves.column_tokens, moves.row(actions, state), strict=True)
             if allowed
         ]
         weight = {token: float(np.exp(logits[token] / behaviour.temperature)) for token in legal}
@@ -135,4 +144,6 @@ def naive_log_q(
         if length < len(tokens):
             log_q.append(float(np.log(q[tokens[length]])))
             state = moves.step(state, tokens[length])
+            actions += 1
+            said = list(moves.answer(tokens[: length + 1]))
     return log_q, log_q_stop

@@ -17,8 +17,11 @@ from scipy import stats
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import DEAD, LegalMoves
+from posteriori.oracle.enumeration import exact_log_q
+from posteriori.oracle.strings import StringTree
 from posteriori.seams import Behaviour, Engine, Sample, SampleRequest
 from tests.actors.conftest import MAX_ADAPTERS, draw, naive_log_q, run
+from tests.tools.parrot import parrot_moves
 
 TOLERANCE_NATS = 1e-3
 
@@ -372,3 +375,101 @@ def test_an_adapter_of_another_model_is_refused(
     with pytest.raises(UserError, match="adapter"):
         engine.add_adapter(fresh_version(), broken)
     assert engine.adapter_versions == ()
+
+
+# ------------------------------------------------------------------------------------- tools
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_tool_outputs_stand_behind_triggers_and_cost_nothing(
+    engine: Engine, tiny_lm: LanguageModel, name: str
+) -> None:
+    moves, behaviour = parrot_moves(tiny_lm, 2, 5), BEHAVIOURS[name]
+    samples = draw(engine, PROMPT, moves, 24, behaviour=behaviour, seed=5)
+    assert any(sample.spans for sample in samples)
+    for sample in samples:
+        assert_log_q(sample, tiny_lm.model, moves, behaviour)
+        assert sample.spans == moves.spans(sample.tokens)
+        assert 2 <= sample.action.sum() <= 5
+        assert (sample.log_q[~sample.action] == 0.0).all()
+        assert np.isneginf(sample.log_q_stop[:-1][~sample.action]).all()
+
+
+def test_samples_with_a_tool_follow_exact_q(engine: Engine, tiny_lm: LanguageModel) -> None:
+    moves = parrot_moves(tiny_lm, 1, 2)
+    tree = StringTree.of(moves, 100)
+    q = np.exp(exact_log_q(tree, tiny_lm, PROMPT))
+    samples = draw(engine, PROMPT, moves, 1500, seed=13)
+    counts = np.bincount([tree.index(s.tokens) for s in samples], minlength=tree.count)
+    large = q * len(samples) >= 8
+    observed = [*counts[large], counts[~large].sum()]
+    expected = np.append(q[large], q[~large].sum()) * len(samples)
+    assert large.sum() >= 5
+    assert stats.chisquare(observed, expected * sum(observed) / expected.sum()).pvalue > 1e-3
+
+
+def test_tools_and_plain_requests_share_the_batch_under_their_own_adapters(
+    engine: Engine,
+    tiny_lm: LanguageModel,
+    adapted_models: Adapters,
+    fresh_version: Callable[[], int],
+) -> None:
+    directory, adapted = adapted_models["first"]
+    version = fresh_version()
+    engine.add_adapter(version, directory)
+    tooled = parrot_moves(tiny_lm, 1, 6)
+    requests = [
+        SampleRequest("plain", PROMPT, free(1, 9), 5, Behaviour(), 0, 1),
+        SampleRequest("tool", PROMPT, tooled, 8, BEHAVIOURS["uniform"], version, 2),
+        SampleRequest("dropped", [0, 7], tooled, 3, Behaviour(), version, 3),
+        SampleRequest("again", [0, 7, 8], tooled, 6, Behaviour(), 0, 4),
+    ]
+    finished = {}
+    for request in requests:
+        engine.submit(request)
+        finished |= {group.request.id: group for group in engine.step()}
+    engine.cancel("dropped")
+    finished |= run(engine)
+    assert finished.keys() == {"plain", "tool", "again"}
+    for group in finished.values():
+        request = group.request
+        assert len(group.samples) == request.n
+        model = adapted if request.adapter_version else tiny_lm.model
+        for sample in group.samples:
+            assert_log_q(sample, model, request.moves, request.behaviour, list(request.prompt_ids))
+    assert any(sample.spans for sample in finished["tool"].samples)
+
+
+def test_seeded_samples_with_a_tool_repeat(engine: Engine, tiny_lm: LanguageModel) -> None:
+    moves = parrot_moves(tiny_lm, 1, 5)
+    first, again, other = (
+        [tuple(s.tokens) for s in draw(engine, PROMPT, moves, 12, seed=seed)] for seed in (7, 7, 8)
+    )
+    assert first == again != other
+    assert len(set(first)) > 4
+
+
+def test_the_base_lm_stays_the_base_lm_beside_a_full_set_of_adapters(
+    engine: Engine,
+    tiny_lm: LanguageModel,
+    adapted_models: Adapters,
+    fresh_version: Callable[[], int],
+) -> None:
+    directory, adapted = adapted_models["first"]
+    versions = [fresh_version() for _ in range(MAX_ADAPTERS)]
+    for version in versions:
+        engine.add_adapter(version, directory)
+    moves = free(3, 6)
+    for version in (0, *versions):
+        engine.submit(SampleRequest(f"under-{version}", PROMPT, moves, 3, adapter_version=version))
+    for group in run(engine).values():
+        model = adapted if group.request.adapter_version else tiny_lm.model
+        for sample in group.samples:
+            assert_log_q(sample, model, moves)
+
+
+def test_the_longest_z_with_a_tool_must_fit(engine: Engine, tiny_lm: LanguageModel) -> None:
+    moves = parrot_moves(tiny_lm, 1, 20)  # up to 60 tokens, of 64
+    with pytest.raises(UserError, match="Z up to 60"):
+        engine.submit(SampleRequest("long", [0] * 5, moves, 1))
+    assert engine.unfinished == 0

@@ -317,6 +317,23 @@ def experiment(
     harness.show(found, results, console)
 
 
+@app.command("make-data")
+def make_data(
+    kind: Annotated[str, typer.Argument(help="arithmetic, reviews or stories.")],
+    out: Annotated[Path, typer.Option(help="Directory of the files.")],
+    train: Annotated[int, typer.Option(min=1, help="Training items.")] = 1000,
+    test: Annotated[int, typer.Option(min=1, help="Test items in each test file.")] = 500,
+    rationales: Annotated[int, typer.Option(min=0, help="Sums with a rationale besides.")] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed gives other items.")] = 0,
+) -> None:
+    """Write a data set of the project's own in the file formats of the paper's; no item twice."""
+    from posteriori.data.generated import write_data
+
+    files = write_data(kind, out, train=train, test=test, rationales=rationales, seed=seed)
+    for name, items in files.items():
+        console.print(f"{out / name}: {items} items", highlight=False)
+
+
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Directory for weights, tokenizer and model card.")],

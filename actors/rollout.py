@@ -23,7 +23,7 @@ from actors.outbox import Outbox
 from actors.reward_follower import RewardFollower
 from posteriori.config import SamplingConfig
 from posteriori.problems import Problem
-from posteriori.rewards import checked_log_reward
+from posteriori.rewards import checked_log_reward, draw_marks
 from posteriori.seams import AdapterStore, Buffer, Engine, Prompt, Sample
 from posteriori.trajectory import Trajectory
 
@@ -119,6 +119,8 @@ class RolloutWorker:
         self._next_poll = self._next_heartbeat = 0.0
         self._last = (self._begin, 0, 0)
         self._rates = (0.0, 0.0)
+        self._newest: dict[str, tuple[PlannedGroup, list[Sample]]] = {}
+        self._marked: dict[str, float] = {}
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Turn until ``stop`` says True, then drop what is in flight and store what is finished.
@@ -162,6 +164,8 @@ class RolloutWorker:
             planned = self._planned.pop(group.request.id)
             with self._counts.timing("scoring"):
                 self._outbox.put(self._trajectories(planned, group.samples))
+            if planned.request.behaviour.name == "policy":
+                self._newest[planned.problem.name] = (planned, group.samples)
             self._counts.groups += 1
             self._counts.samples += len(group.samples)
             self._counts.tokens += sum(len(sample.tokens) for sample in group.samples)
@@ -209,7 +213,11 @@ class RolloutWorker:
         return self._counts
 
     def status(self) -> Heartbeat:
-        """Counters, rates since the last heartbeat, and what the actor waits for."""
+        """Counters, rates since the last heartbeat, and what the actor waits for.
+
+        Where a reward marks draws, such as those with a clipped likelihood, also ``clipped/PROBLEM``: the
+        share of them in the newest on-policy group.
+        """
         counts, outbox = self._counts, self._outbox
         return {
             "pid": os.getpid(),
@@ -231,6 +239,7 @@ class RolloutWorker:
             **{f"{what}_seconds": round(spent, 3) for what, spent in counts.seconds.items()},
             "idle_ratio": round(counts.idle_ratio, 4),
             "waiting_for": outbox.reason or "",
+            **self._marked,
         }
 
     def _beat(self) -> None:
@@ -242,6 +251,12 @@ class RolloutWorker:
             (self._counts.samples - samples) / seconds,
             (self._counts.tokens - tokens) / seconds,
         )
+        for planned, samples_of_group in self._newest.values():
+            tokens_of_group = [sample.tokens for sample in samples_of_group]
+            marks = draw_marks(planned.problem.reward, planned.prompt, tokens_of_group)
+            for name, mark in marks.items():
+                self._marked[f"{name}/{planned.problem.name}"] = float(mark.mean())
+        self._newest.clear()
         if self._heartbeat is not None:
             self._heartbeat(self.status())
 

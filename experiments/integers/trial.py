@@ -34,7 +34,7 @@ DRAWS = 512
 def run(trial: Trial) -> list[Row]:
     """Rows of one seed; see :class:`experiments.harness.Experiment`."""
     lm = LanguageModel.load("pocket")
-    config = run_config(lm, trial.seed, 20 if trial.quick else 1200)
+    config = run_config(lm, trial.seed, 20 if trial.quick else 400)
     problems = build_problems(config, lm)
     rows = [row(BASE, lm, problems[0])]
 

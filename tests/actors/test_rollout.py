@@ -169,6 +169,31 @@ def test_trajectories_are_what_was_sampled_and_scored(
     assert engine.unfinished == 0  # what was in flight at the stop was cancelled
 
 
+def test_the_share_of_marked_draws_is_in_the_heartbeat(
+    engine: Engine, problems: list[Problem], tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Every token of the denominator is below a floor this high."""
+    contrastive = build_problem(
+        ProblemConfig.model_validate(
+            {
+                "name": "contrast",
+                "kind": "contrastive",
+                "prompts": [{"x": " the big"}],
+                "alphabet": ALPHABET,
+                "stop": ".",
+                "max_tokens": 3,
+                "contrast": {"prompt": " a small", "token_floor_nats": -1e-3},
+            }
+        ),
+        tiny_lm,
+    )
+    buffer = RecordingBuffer(ReplayConfig())
+    loop = worker(engine, buffer, [problems[0], contrastive], tmp_path)
+    loop.run(turns(40))
+    assert loop.status()["clipped/contrast"] == 1.0
+    assert [key for key in loop.status() if "/" in key] == ["clipped/contrast"]
+
+
 def test_the_engine_is_kept_full(engine: Engine, problems: list[Problem], tmp_path: Path) -> None:
     loop = worker(engine, RecordingBuffer(ReplayConfig()), problems, tmp_path)
     finished = []

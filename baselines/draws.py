@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posteriori import metrics
+from posteriori.errors import UserError
+from posteriori.moves import LegalMoves
 from posteriori.problems import Problem
 from posteriori.rewards import checked_log_reward
 from posteriori.seams import Prompt
@@ -65,6 +67,21 @@ class Draws:
     def weights(self) -> FloatArray:
         """Self-normalised weights, [N], sum 1."""
         return metrics.normalised_weights(self.log_weights)
+
+
+def moves_without_tool(problem: Problem, prompt: Prompt, method: str) -> LegalMoves:
+    """Legal continuations of X, for a method that cannot read what a tool answers.
+
+    Raises:
+        UserError: a tool answers inside Z.
+    """
+    moves = problem.moves(prompt)
+    if moves.tool is not None:
+        raise UserError(
+            f"Problem {problem.name!r} has a tool inside Z, which {method} does not read.",
+            "Use smc, sir, snis, best-of-n or a method that decodes from left to right.",
+        )
+    return moves
 
 
 def scored(

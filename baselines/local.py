@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baselines.draws import Draws, unweighted
+from baselines.draws import Draws, moves_without_tool, unweighted
 from posteriori import decoding
 from posteriori.lm import LanguageModel
 from posteriori.problems import Problem
@@ -53,7 +53,7 @@ def sample(
 
 def greedy(problem: Problem, prompt: Prompt, n: int, seed: int) -> Draws:
     """The most probable legal move at every step; n copies of one Z, for there is nothing random in it."""
-    moves = problem.moves(prompt)
+    moves = moves_without_tool(problem, prompt, "greedy decoding")
     rows = Rows(problem.lm, problem.policy_ids(prompt), moves)
     tokens: list[int] = []
     state = 0

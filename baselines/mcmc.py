@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baselines.draws import Budget, Draws, FloatArray, scored
+from baselines.draws import Budget, Draws, FloatArray, moves_without_tool, scored
 from posteriori import decoding
 from posteriori.decoding import draw_moves, move_log_q
 from posteriori.lm import LanguageModel
@@ -62,16 +62,20 @@ def sample(
     """The last states of n independent chains that start from draws of the LM.
 
     Args:
-        problem, prompt: what to sample.
+        problem, prompt: what to sample; no tools inside Z.
         n: chains.
         seed: of starts, proposals and acceptances.
         steps: proposals of each chain.
         infill_share: probability of an infill at each step, in [0, 1).
         lm: what proposes; None: the problem's base LM.
+
+    Raises:
+        UserError: a tool answers inside Z.
     """
     if not 0 <= infill_share < 1:
         raise ValueError(f"infill_share {infill_share} must be in [0, 1): infills keep the length")
-    proposer, ids, moves = lm or problem.lm, problem.policy_ids(prompt), problem.moves(prompt)
+    moves = moves_without_tool(problem, prompt, "mcmc")
+    proposer, ids = lm or problem.lm, problem.policy_ids(prompt)
     rng = np.random.default_rng([seed, 1])
     chains = decoding.sample(proposer, ids, moves, n, seed)
     forwards = decoding.token_forwards(ids, chains)

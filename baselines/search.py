@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from baselines.draws import Draws, FloatArray, unweighted
+from baselines.draws import Draws, FloatArray, moves_without_tool, unweighted
 from posteriori.decoding import move_log_q
 from posteriori.problems import Problem
 from posteriori.rows import Rows
@@ -64,7 +64,7 @@ def diverse_beam(
 
 
 def _search(problem: Problem, prompt: Prompt, n: int, widths: list[int], penalty: float) -> Draws:
-    moves = problem.moves(prompt)
+    moves = moves_without_tool(problem, prompt, "beam search")
     stop = len(moves.alphabet)
     groups = [_Group(width) for width in widths]
     rows = Rows(problem.lm, problem.policy_ids(prompt), moves)

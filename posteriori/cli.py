@@ -317,6 +317,46 @@ def experiment(
     harness.show(found, results, console)
 
 
+@app.command()
+def baseline(
+    name: Annotated[str, typer.Argument(help="Baseline; a wrong name lists them.")],
+    run: Annotated[Path, typer.Argument(help="Run file; nothing is trained.")],
+    n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Number of samples.")] = 64,
+    problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Id of an X; default: the first.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the method: name=number, such as particles=64.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Sample a run's posterior without training: beams, MCMC, SMC, rejection and others."""
+    from posteriori.commands import baseline as command
+    from posteriori.config import load
+
+    options = {}
+    for item in option or []:
+        key, separator, value = item.partition("=")
+        try:
+            options[key] = float(value) if separator else float("nan")
+        except ValueError:
+            options[key] = float("nan")
+        if options[key] != options[key]:
+            raise UserError(
+                f"--option {item!r} is not name=number.", "Write --option particles=64."
+            )
+    found = command.baseline(
+        name,
+        load(run),
+        n,
+        problem_name=problem,
+        prompt_id=prompt,
+        options=options,
+        seed=seed,
+    )
+    command.show(found, console, as_json)
+
+
 @app.command("make-data")
 def make_data(
     kind: Annotated[str, typer.Argument(help="arithmetic, reviews or stories.")],

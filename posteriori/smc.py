@@ -301,7 +301,8 @@ class _State:
             setattr(self, name, getattr(self, name)[index])
         means = np.repeat([metrics.log_mean_exp(row) for row in log_weights], self.particles)
         self.offset = np.where(np.repeat(poor, self.particles), means - self.log_v, self.offset)
-        return row_of[index[~self.finished]]
+        continued: IntArray = row_of[index[~self.finished]]
+        return continued
 
     def places(self, particles: IntArray) -> list[tuple[int, int]]:
         """Actions taken and automaton state of each."""

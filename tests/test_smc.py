@@ -14,6 +14,7 @@ from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import exact_log_q
 from posteriori.problems import Problem
 from tests.small import KINDS, build, exact, string_index
+from tests.tools.problem import parrot_problem
 
 RUNS = 400
 
@@ -46,6 +47,11 @@ def test_z_is_unbiased_for_a_policy_that_is_wrong(
     soft_lm: LanguageModel, perturbed: LanguageModel, kind: str
 ) -> None:
     check_unbiased(build(soft_lm, **KINDS[kind]), perturbed, smc.FLOW)
+
+
+def test_z_is_unbiased_where_a_tool_answers(soft_lm: LanguageModel) -> None:
+    """Particles that read an answer fall behind the others, and are resampled with them all the same."""
+    check_unbiased(parrot_problem(soft_lm, 1, 3, weight=2.0), soft_lm, smc.FLOW)
 
 
 def check_unbiased(problem: Problem, proposal: LanguageModel, twist: smc.Twist) -> None:

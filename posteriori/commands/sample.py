@@ -59,7 +59,7 @@ def sample(
         )
         prompt = problem.prompts[0]
     else:
-        prompt = _prompt(problem, prompt_id)
+        prompt = choose_prompt(problem, prompt_id)
     engine = run.engine(engine_kind, [problem])
     try:
         version = 0 if base else POLICY_VERSION
@@ -97,7 +97,12 @@ def sample_remotely(
     return client.samples(**asked).model_dump()
 
 
-def _prompt(problem: Problem, prompt_id: str | None) -> Prompt:
+def choose_prompt(problem: Problem, prompt_id: str | None) -> Prompt:
+    """An X by id; None: the first.
+
+    Raises:
+        UserError: the problem has no such X.
+    """
     if prompt_id is None:
         return problem.prompts[0]
     for prompt in (*problem.prompts, *problem.test_prompts):

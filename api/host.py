@@ -274,9 +274,9 @@ class EngineHost:
         self._forget(request.id)
         self.samples += len(samples)
         self.tokens += sum(len(sample.tokens) for sample in samples)
-        job.deliver((index, samples))
         if not job.running and not job.waiting:
             self._drop(job)
+        job.deliver((index, samples))
 
     def _forget(self, request_id: str) -> None:
         job = self._owner.pop(request_id)
@@ -291,8 +291,8 @@ class EngineHost:
 
     def _fail(self, job: _Job, error: UserError) -> None:
         job.waiting.clear()
-        job.deliver(error)
         self._drop(job)  # what it has in flight goes when its client leaves, with the error
+        job.deliver(error)
 
     # ----------------------------------------------------------------------------------- slots
 

@@ -1,0 +1,213 @@
+"""What one would use instead of q, on the same problem and with the same budgets.
+
+Trained rivals (SFT, PPO) get as many reward evaluations as q's training took. Samplers (SMC, MCMC) train
+nothing and pay for every sample instead; they are run at several sizes, and q is placed among them by
+``particle_equivalent`` and ``break_even``. Token forwards are those of the policy's base LM.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from baselines import importance, mcmc
+from baselines.ppo import PPOSettings, train_ppo
+from baselines.sft import SFTSettings, train_sft
+from baselines.trained import Trained, given
+from benchmarks.ladder.constraint import log_probability, viability_filter
+from benchmarks.ladder.ground import Ground, Known, Metrics, averaged, token_tempered
+from posteriori import metrics, smc
+from posteriori.oracle.dynamic import MarkovPosterior
+from posteriori.smc import likelihood_twist
+
+PARTICLES = (4, 16, 64, 256)
+CHAIN_STEPS = (4, 16, 64)
+CANDIDATES = 16
+"""Draws of the base LM for each pair that SFT is given: sampling importance resampling."""
+
+DRAWS = 512
+"""Samples of SMC and MCMC for each X."""
+
+Rival = Callable[[Ground, int, bool], Metrics]
+"""(row, seed, quick) → metrics."""
+
+
+def base(ground: Ground, seed: int, quick: bool) -> Metrics:
+    """The base LM over the legal moves: local masking, where there is a constraint."""
+    return ground.measure(ground.lm, seed) | {"training trajectories": 0.0}
+
+
+def local(ground: Ground, seed: int, quick: bool) -> Metrics:
+    """Token-level tempering with the posterior's own temperature."""
+    tempered = token_tempered(ground.lm, ground.temperature)
+    return ground.measure(tempered, seed) | {"training trajectories": 0.0}
+
+
+def sft(ground: Ground, seed: int, quick: bool) -> Metrics:
+    """Maximum likelihood on SIR draws: the reward evaluations of q's training, ``CANDIDATES`` to a pair."""
+    learner = ground.config.learner
+    pairs = []
+    prompts = [(problem, prompt) for problem in ground.problems for prompt in problem.prompts]
+    each = max(1, ground.trajectories // (CANDIDATES * len(prompts)))
+    for problem, prompt in prompts:
+        drawn = importance.sir(problem, prompt, each, seed, candidates=CANDIDATES)
+        pairs += [given(problem, prompt, tokens) for tokens in drawn.tokens]
+    batch = learner.prompts_per_step * learner.trajectories_per_prompt
+    # Three passes: more would learn the pairs by heart.
+    steps = max(1, min(learner.steps, 3 * len(pairs) // batch))
+    settings = SFTSettings(
+        steps=steps,
+        batch_size=batch,
+        learning_rate=learner.learning_rate,
+        lora_rank=learner.lora_rank,
+        lora_alpha=learner.lora_alpha,
+    )
+    return _measured(ground, train_sft(ground.problems, pairs, settings, seed), seed) | {
+        "training trajectories": float(each * CANDIDATES * len(prompts)),
+        "training pairs": float(len(pairs)),
+    }
+
+
+def ppo(ground: Ground, seed: int, quick: bool) -> Metrics:
+    """PPO whose optimum is the posterior (E_q[log R − log q]) within the reward evaluations of q's training."""
+    learner = ground.config.learner
+    settings = PPOSettings(
+        target="posterior",
+        prompts_per_step=learner.prompts_per_step,
+        samples_per_prompt=learner.trajectories_per_prompt,
+        learning_rate=learner.learning_rate,
+        lora_rank=learner.lora_rank,
+        lora_alpha=learner.lora_alpha,
+    ).within(ground.trajectories)
+    trained = train_ppo(ground.problems, settings, seed)
+    return _measured(ground, trained, seed) | {
+        "training trajectories": float(trained.budget.reward_evaluations)
+    }
+
+
+def _measured(ground: Ground, trained: Trained, seed: int) -> Metrics:
+    return ground.measure(trained.language_model(), seed) | {
+        "training forwards": float(trained.budget.token_forwards)
+    }
+
+
+def particle_filter(particles: int) -> Rival:
+    """SMC of the base LM with the plain twist p(s)^{1/T}: one sample of each of many independent filters.
+
+    Its gap log Z − E log Ẑ is KL(q‖σ) of a filter with all its ancestry, at least that of its samples.
+    """
+
+    def rival(ground: Ground, seed: int, quick: bool) -> Metrics:
+        runs = 8 if quick else max(32, DRAWS // particles)
+
+        def measured(known: Known) -> Metrics:
+            filtered = smc.sample(
+                known.problem,
+                known.prompt,
+                ground.lm,
+                particles=particles,
+                runs=runs,
+                twist=likelihood_twist(1 / ground.temperature),
+                seed=seed,
+            )
+            log_z = metrics.mean_estimate(np.array([one.log_z for one in filtered.populations]))
+            tokens = [one.pick(1, seed + k)[0] for k, one in enumerate(filtered.populations)]
+            return _lengths(known, tokens) | {
+                "log_z gap": known.log_z - log_z.value,
+                "log_z gap error": log_z.standard_error,
+                "forwards per sample": filtered.token_forwards / runs,
+                "reward evaluations per sample": filtered.reward_evaluations / runs,
+            }
+
+        return _over_prompts(ground, measured)
+
+    return rival
+
+
+def chains(steps: int) -> Rival:
+    """Metropolis–Hastings from draws of the base LM: the last state after so many proposals."""
+
+    def rival(ground: Ground, seed: int, quick: bool) -> Metrics:
+        n = 16 if quick else DRAWS
+
+        def measured(known: Known) -> Metrics:
+            drawn = mcmc.sample(known.problem, known.prompt, n, seed, steps=steps)
+            return _lengths(known, drawn.tokens) | {
+                "mean log_reward - log_z": float(drawn.log_reward.mean()) - known.log_z,
+                "forwards per sample": drawn.budget.token_forwards / n,
+                "reward evaluations per sample": drawn.budget.reward_evaluations / n,
+            }
+
+        return _over_prompts(ground, measured)
+
+    return rival
+
+
+def _over_prompts(ground: Ground, measured: Callable[[Known], Metrics]) -> Metrics:
+    return averaged([(known.held_out, measured(known)) for known in ground.known])
+
+
+def _lengths(known: Known, tokens: Sequence[Sequence[int]]) -> Metrics:
+    """Error of the length marginal, all that samples without a log q show, and that of exact draws."""
+    size = len(known.lengths)
+    counts = np.bincount([len(z) for z in tokens], minlength=size)[:size]
+    noise = np.sqrt(2 * known.lengths * (1 - known.lengths) / (np.pi * len(tokens)))
+    return {
+        "length_error": metrics.marginal_error(counts / counts.sum(), known.lengths),
+        "length_error of exact draws": float(0.5 * noise.sum()),
+    }
+
+
+def viability(particles: int) -> Rival:
+    """Particle filters that prune what can no longer be completed: the constraint row's own baseline."""
+
+    def rival(ground: Ground, seed: int, quick: bool) -> Metrics:
+        runs = 8 if quick else 64
+
+        def measured(known: Known) -> Metrics:
+            assert isinstance(known.exact, MarkovPosterior)
+            log_z = viability_filter(known.exact, particles, runs, seed)
+            relative = np.exp(log_z - known.log_z)
+            return {
+                "failed": float(np.isneginf(log_z).mean()),
+                "mean Ẑ/Z": float(relative.mean()),
+                "log P(c)": log_probability(known.exact),
+                "forwards per sample": float(particles * known.exact.moves.max_tokens),
+            }
+
+        return _over_prompts(ground, measured)
+
+    return rival
+
+
+RIVALS: dict[str, Rival] = {
+    "base": base,
+    "local": local,
+    "sft": sft,
+    "ppo": ppo,
+    **{f"smc-{k}": particle_filter(k) for k in PARTICLES},
+    **{f"mcmc-{n}": chains(n) for n in CHAIN_STEPS},
+    "viability-256": viability(256),
+}
+
+
+def particle_equivalent(gap_of_q: float, gaps: dict[int, float]) -> float | None:
+    """K whose SMC has q's gap log Z − E log Ẑ, by interpolation of log gap in log K.
+
+    A single draw of q has the gap KL(q‖σ), and so has the base LM with K = 1. None where no two sizes
+    enclose q's.
+    """
+    known = sorted((k, gap) for k, gap in gaps.items() if gap > 0)
+    for (k, gap), (larger, smaller) in itertools.pairwise(known):
+        if smaller <= gap_of_q <= gap:
+            share = np.log(gap / gap_of_q) / np.log(gap / smaller) if gap > smaller else 0.0
+            return float(np.exp(np.log(k) + share * np.log(larger / k)))
+    return None
+
+
+def break_even(training_forwards: float, forwards_q: float, forwards_rival: float) -> float | None:
+    """Samples after which q's training has paid for itself in token forwards; None: never."""
+    saved = forwards_rival - forwards_q
+    return training_forwards / saved if saved > 0 else None

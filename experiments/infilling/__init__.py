@@ -43,7 +43,7 @@ def plot(results: Results, path: Path) -> None:
     summary = results.summary()
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    names = list(reversed(summary))
+    names = list(summary)[::-1]
     for axes, (metric, title) in zip(
         figure.subplots(1, 2, sharey=True),
         (("consistent", "consistent stories"), ("gleu", "GLEU-4")),

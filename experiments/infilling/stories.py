@@ -28,16 +28,16 @@ TOKENS_PER_SENTENCE = 14
 class Split:
     """Stories with the fields ``x``, ``middle`` and ``y``; no beginning is in two parts.
 
-    ``x + middle + "." + y`` is the text of a story. ``train`` are the stories whose X, Y and gold Z
-    may be used; ``others`` are beginnings alone, for joint samples.
+    ``x + middle + "." + y`` is the text of a story. ``train`` are those whose Z may be used,
+    ``unlabelled`` those whose X and Y alone may be.
     """
 
     train: list[dict[str, str]]
-    others: list[str]
+    unlabelled: list[dict[str, str]]
     test: list[dict[str, str]]
 
 
-def split(seed: int, train: int, others: int, test: int) -> Split:
+def split(seed: int, train: int, unlabelled: int, test: int) -> Split:
     """Stories of the generator with beginnings that differ from each other.
 
     Raises:
@@ -46,25 +46,30 @@ def split(seed: int, train: int, others: int, test: int) -> Split:
     rng = random.Random(f"infilling {seed}")
     stories: list[dict[str, str]] = []
     seen: set[str] = set()
-    while len(stories) < train + others + test:
+    while len(stories) < train + unlabelled + test:
         *beginning, middle, ending = story_sentences(rng)
         x = " ".join(beginning)
         if x not in seen:
             seen.add(x)
             stories.append({"x": x, "middle": f" {middle.removesuffix('.')}", "y": f" {ending}"})
-    parts = stories[:train], stories[train : train + others], stories[train + others :]
+    parts = stories[:train], stories[train : train + unlabelled], stories[train + unlabelled :]
     records = [
         [Record(story, f"story {index} of part {part}") for index, story in enumerate(stories)]
         for part, stories in enumerate(parts)
     ]
     refuse_leaks([*records[0], *records[1]], records[2], lambda record: record.fields["x"])
-    return Split(parts[0], [story["x"] for story in parts[1]], parts[2])
+    return Split(*parts)
 
 
 def problem_config(
-    train: Sequence[dict[str, str]], test: Sequence[dict[str, str]]
+    train: Sequence[dict[str, str]],
+    test: Sequence[dict[str, str]],
+    reward_model: str | None = None,
 ) -> ProblemConfig:
-    """log R(Z) = log p(Z . Y | X): ⊤ is the full stop that ends Z, and is scored with Y."""
+    """log R(Z) = log p(Z . Y | X): ⊤ is the full stop that ends Z, and is scored with Y.
+
+    ``reward_model`` is p where it is not the policy's base.
+    """
     return ProblemConfig(
         name="middle",
         kind="product",
@@ -74,7 +79,7 @@ def problem_config(
         stop=".",
         min_tokens=MIN_TOKENS,
         max_tokens=MAX_TOKENS,
-        terms=(RewardTerm(target="{z}.{y}", context="{x}"),),
+        terms=(RewardTerm(target="{z}.{y}", context="{x}", model=reward_model),),
     )
 
 

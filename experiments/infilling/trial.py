@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +16,15 @@ from experiments.harness import Row, Trial
 from experiments.infilling.assess import Sampler, assess
 from experiments.infilling.stories import Split, joint_samples, problem_config, split
 from posteriori.commands.local import train_locally
-from posteriori.config import GoldConfig, LearnerConfig, ReplayConfig, RunConfig, SamplingConfig
+from posteriori.config import (
+    GoldConfig,
+    LearnerConfig,
+    ProblemConfig,
+    ReplayConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from posteriori.decoding import sample
 from posteriori.lm import LanguageModel
 from posteriori.oracle.scoring import sequence_log_q
 from posteriori.policy import Policy
@@ -24,7 +35,7 @@ PROMPTING = "prompting"
 BEGINNING = "base LM, beginning alone"
 SFT_FEW = "SFT, few gold pairs"
 SFT_AMPLE = "SFT, ample posterior samples"
-GFN = "GFlowNet, the same few stories"
+GFN = "GFlowNet from that SFT"
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,10 @@ class Scale:
     """How much of everything.
 
     Attributes:
-        train: stories whose X, Y and Z may be used, by SFT and by the GFlowNet.
-        joint_beginnings, joint_each: X's, and (Z, Y) sampled for each, of the ample SFT.
+        train: stories with a gold Z, for SFT and for the GFlowNet.
+        unlabelled: further stories: X and Y for the GFlowNet, X for the joint samples of the ample SFT.
+        seeds: Z ~ p(Z | X) in the GFlowNet's buffer for each X, beside the gold ones.
+        joint_each: (Z, Y) sampled for each X of the ample SFT.
         test: held-out stories.
         draws: middles of each method for each held-out story that are scored.
         proposals: draws of each proposal behind log Z and the posterior's own row.
@@ -41,20 +54,22 @@ class Scale:
         few_steps: SFT on few pairs stops at the best validation loss before that.
     """
 
-    train: int = 100
-    joint_beginnings: int = 500
-    joint_each: int = 8
-    test: int = 60
-    draws: int = 10
-    proposals: int = 24
-    gfn_steps: int = 240
-    ample_steps: int = 200
-    few_steps: int = 80
+    train: int = 50
+    unlabelled: int = 150
+    seeds: int = 8
+    joint_each: int = 20
+    test: int = 40
+    draws: int = 8
+    proposals: int = 16
+    gfn_steps: int = 300
+    ample_steps: int = 150
+    few_steps: int = 40
 
 
 QUICK = Scale(
     train=8,
-    joint_beginnings=4,
+    unlabelled=4,
+    seeds=2,
     joint_each=3,
     test=3,
     draws=2,
@@ -69,7 +84,7 @@ def run(trial: Trial) -> list[Row]:
     """Rows of all methods."""
     scale = QUICK if trial.quick else Scale()
     lm = LanguageModel.load("pocket")
-    stories = split(trial.seed, scale.train, scale.joint_beginnings, scale.test)
+    stories = split(trial.seed, scale.train, scale.unlabelled, scale.test)
     problem = build_problem(problem_config(stories.train, stories.test), lm)
 
     def say(what: str) -> None:
@@ -80,7 +95,7 @@ def run(trial: Trial) -> list[Row]:
     say("SFT on posterior samples")
     ample = _sft_on_many(lm, stories, scale, trial.seed)
     say("GFlowNet")
-    gfn = _gflownet(trial, lm, stories, scale)
+    gfn = _gflownet(trial, lm, few, stories, scale)
     samplers = {
         PROMPTING: Sampler(lm, problem.policy_ids),
         BEGINNING: Sampler(lm, lambda prompt: lm.context(prompt.fields["x"])),
@@ -125,7 +140,7 @@ def _sft_on_few(problem: Problem, stories: Split, scale: Scale, seed: int) -> La
 
 def _sft_on_many(lm: LanguageModel, stories: Split, scale: Scale, seed: int) -> LanguageModel:
     """SFT on (X, Z, Y) drawn from the LM itself: its optimum is the posterior."""
-    drawn = joint_samples(lm, stories.others, scale.joint_each, seed)
+    drawn = joint_samples(lm, [story["x"] for story in stories.unlabelled], scale.joint_each, seed)
     problem = build_problem(problem_config(drawn, stories.test), lm)
     settings = SFTSettings(steps=scale.ample_steps, batch_size=32)
     return train_sft([problem], _pairs(problem, drawn), settings, seed).language_model()
@@ -138,25 +153,70 @@ def _pairs(problem: Problem, stories: Sequence[Mapping[str, str]]) -> list[Traje
     ]
 
 
-def _gflownet(trial: Trial, lm: LanguageModel, stories: Split, scale: Scale) -> LanguageModel:
-    """The GFlowNet on X and Y of the few stories, their gold Z in the buffer."""
-    problem = problem_config(stories.train, stories.test)
-    steps = scale.gfn_steps
+def _gflownet(
+    trial: Trial, lm: LanguageModel, start: LanguageModel, stories: Split, scale: Scale
+) -> LanguageModel:
+    """The GFlowNet: rewards for X and Y of all stories but the held-out ones, gold Z for the few.
+
+    The policy's base is the SFT, merged, which is also a better explorer than the base LM: under this
+    prompt that one writes no middles. The buffer begins with continuations of X by the base LM beside
+    the gold Z. The reward stays that of the base LM.
+    """
+    home = trial.directory / "sft"
+    merged = _merged(start, home)
+    training = [*stories.train, *stories.unlabelled]
+    seeds = _seeds(lm, problem_config(training, stories.test), stories, scale, trial)
+    problem = problem_config(training, stories.test, reward_model="pocket")
     config = RunConfig(
         run="infilling",
+        model=str(home),
         seed=trial.seed,
         oracle_max_strings=0,
-        problems=(problem.model_copy(update={"gold": GoldConfig(template="{middle}")}),),
+        problems=(problem.model_copy(update={"gold": GoldConfig(file=seeds)}),),
         sampling=SamplingConfig(
-            group_size=16, base_share=0.1, tempered_share=0.3, uniform_share=0.05
+            group_size=8, base_share=0.1, tempered_share=0.3, uniform_share=0.0
         ),
-        replay=ReplayConfig(samples_per_insert=2.0),
+        replay=ReplayConfig(samples_per_insert=4.0, recent_share=0.25, prioritised_share=0.5),
         learner=LearnerConfig(
-            steps=steps,
+            steps=scale.gfn_steps,
             prompts_per_step=8,
-            trajectories_per_prompt=12,
-            evaluate_every_steps=steps,
-            checkpoint_every_steps=steps,
+            trajectories_per_prompt=8,
+            learning_rate=2e-3,
+            huber_delta_nats=5.0,
+            evaluate_every_steps=scale.gfn_steps,
+            checkpoint_every_steps=scale.gfn_steps,
         ),
     )
-    return train_locally(config, directory=trial.directory / "gflownet", lm=lm).policy()
+    return train_locally(config, directory=trial.directory / "gflownet", lm=merged).policy()
+
+
+def _seeds(
+    lm: LanguageModel, config: ProblemConfig, stories: Split, scale: Scale, trial: Trial
+) -> Path:
+    """A file of Z's for the buffer: those of the few, and draws of p(Z | X) for every X."""
+    problem = build_problem(config, lm)
+    rng = np.random.default_rng(trial.seed)
+    lines = []
+    for index, prompt in enumerate(problem.prompts):
+        drawn = sample(
+            lm,
+            lm.context(prompt.fields["x"]),
+            problem.moves(prompt),
+            scale.seeds,
+            int(rng.integers(2**62)),
+        )
+        texts = [lm.text(z.tokens) for z in drawn if lm.encode(lm.text(z.tokens)) == z.tokens]
+        if index < len(stories.train):
+            texts.append(prompt.fields["middle"])
+        lines += [json.dumps({"id": prompt.id, "z": text}) for text in texts]
+    path = trial.directory / "seeds.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _merged(trained: LanguageModel, directory: Path) -> LanguageModel:
+    """The LM with its adapter merged into weights of its own, written to a directory and loaded."""
+    model = copy.deepcopy(trained.model).merge_and_unload()
+    model.save_pretrained(directory)
+    trained.tokenizer.save_pretrained(directory)
+    return LanguageModel.load(str(directory))

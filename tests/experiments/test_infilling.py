@@ -33,9 +33,9 @@ def pocket() -> LanguageModel:
 
 
 def test_no_beginning_is_in_two_parts_and_every_story_is_whole() -> None:
-    parts = split(seed=3, train=40, others=60, test=30)
-    assert [len(p) for p in (parts.train, parts.others, parts.test)] == [40, 60, 30]
-    beginnings = [s["x"] for s in parts.train] + parts.others + [s["x"] for s in parts.test]
+    parts = split(seed=3, train=40, unlabelled=60, test=30)
+    assert [len(p) for p in (parts.train, parts.unlabelled, parts.test)] == [40, 60, 30]
+    beginnings = [s["x"] for s in (*parts.train, *parts.unlabelled, *parts.test)]
     assert len(set(beginnings)) == 130
     for story in (*parts.train, *parts.test):
         assert judge(f"{story['x']}{story['middle']}.{story['y']}")
@@ -67,9 +67,10 @@ def test_log_reward_is_that_of_the_whole_story(pocket: LanguageModel) -> None:
 
 def test_joint_samples_are_two_sentences(pocket: LanguageModel) -> None:
     parts = split(2, 1, 3, 1)
-    drawn = joint_samples(pocket, parts.others, each=3, seed=0)
+    beginnings = [story["x"] for story in parts.unlabelled]
+    drawn = joint_samples(pocket, beginnings, each=3, seed=0)
     assert len(drawn) > 4
-    assert {story["x"] for story in drawn} <= set(parts.others)
+    assert {story["x"] for story in drawn} <= set(beginnings)
     for story in drawn:
         assert "." not in story["middle"]
         assert story["y"].count(".") == 1 and story["y"].endswith(".")

@@ -62,6 +62,8 @@ def create_app(
     for room in (health, posterior, problems, openai, runs):
         app.include_router(room.router)
     errors.install(app)
+    document = app.openapi
+    app.openapi = lambda: errors.documented(document())  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, most_bytes=settings.max_request_bytes)
     if not found_keys:
         # A page in this machine's browser could otherwise reach the service under a name of its own.

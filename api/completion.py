@@ -105,7 +105,8 @@ async def complete(
     temperature = asked.temperature or GREEDY_TEMPERATURE
     behaviour = Behaviour("policy" if temperature == 1 else "tempered", temperature)
     seed = chosen_seed(asked.seed)
-    draws, owner = [], []
+    draws: list[Draw] = []
+    owner: list[int] = []
     for place, ids in enumerate(prompts):
         for start in range(0, asked.n, SAMPLES_PER_DRAW):
             size = min(SAMPLES_PER_DRAW, asked.n - start)

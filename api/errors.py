@@ -124,6 +124,13 @@ def install(app: FastAPI) -> None:
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
         return response(_from_validation(request, error))
 
+    @app.exception_handler(Exception)
+    async def _mistake(request: Request, _: Exception) -> JSONResponse:
+        # Ours: the cause is in the log, under this id, and is nobody else's business.
+        identity = request.scope.get("state", {}).get("request_id")
+        fix = f"Report it with the log of request {identity}."
+        return response(ApiError(500, "internal", "The service made a mistake.", fix))
+
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed"}
@@ -131,6 +138,17 @@ def install(app: FastAPI) -> None:
         code = codes.get(error.status_code, "http_error")
         refused = ApiError(error.status_code, code, f"{error.detail}.", fix)
         return response(refused, error.headers)
+
+
+def documented(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with errors as JSON on routes that answer in another type too."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, found in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    (schema,) = found["content"].values()
+                    found["content"] = {"application/json": schema}
+    return document
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> ApiError:

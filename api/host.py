@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,7 +129,7 @@ class EngineHost:
 
     async def samples_of(
         self, draws: Sequence[Draw], adapter: Adapter | None
-    ) -> AsyncIterator[Finished]:
+    ) -> AsyncGenerator[Finished, None]:
         """Samples of each draw, as they finish; leaving the iteration cancels the rest.
 
         Raises:

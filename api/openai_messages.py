@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from posteriori.messages import MAX_SEED
+from posteriori.messages import MAX_SEED, example
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -28,7 +28,7 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    model: str = Field(examples=["pocket"])
+    model: str
     temperature: float = Field(1.0, ge=0, le=2)
     n: int = Field(1, ge=1, le=128)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
@@ -52,7 +52,9 @@ class Sampling(BaseModel):
 class CompletionRequest(Sampling):
     """Continue a text, or token ids. ``logprobs`` (any number) returns those of the tokens drawn."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(examples=["Mia found a"])
+    model_config = example(model="pocket", prompt="Mia found a", max_tokens=12, seed=1)
+
+    prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int = Field(16, ge=1, le=4096)
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -68,6 +70,8 @@ class ChatMessage(BaseModel):
 
 class ChatRequest(Sampling):
     """Answer a conversation, written as the tokenizer's chat template has it."""
+
+    model_config = example(model="demo", messages=[{"role": "user", "content": "Hello"}])
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1, le=4096)

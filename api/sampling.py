@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def check_size(service: Service, resolved: Resolved, n: int) -> None:
 
 async def draw(
     service: Service, resolved: Resolved, n: int, seed: int, drawn: Drawn
-) -> AsyncIterator[list[int]]:
+) -> AsyncGenerator[list[int], None]:
     """Fill ``drawn``; yield the indices of samples as they are finished and scored."""
     prompt_ids = resolved.problem.policy_ids(resolved.prompt)
     moves = resolved.problem.moves(resolved.prompt)
@@ -101,7 +102,7 @@ async def score(service: Service, resolved: Resolved, drawn: Drawn, indices: Seq
     found: dict[tuple[int, ...], float] = {}
     for start in range(0, len(wanted), SEQUENCES_PER_SCORING):
         part = wanted[start : start + SEQUENCES_PER_SCORING]
-        values = await service.scoring.run(lambda part=part: log_rewards(resolved, part))
+        values = await service.scoring.run(partial(log_rewards, resolved, part))
         found.update(zip(part, values, strict=True))
     drawn.log_reward.update((i, found[tuple(drawn.samples[i].tokens)]) for i in indices)
 

@@ -214,7 +214,10 @@ class AsyncClient:
         self, **asked: Unpack[SamplesOptions]
     ) -> AsyncIterator[PosteriorSample | SamplesEnd]:
         """Samples as they finish, at the end their weights and summary."""
-        async for event in self._events(calls.samples(asked, stream=True), calls.sample_event):
+        found: AsyncIterator[PosteriorSample | SamplesEnd] = self._events(
+            calls.samples(asked, stream=True), calls.sample_event
+        )
+        async for event in found:
             yield event
 
     async def predictive(

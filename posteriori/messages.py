@@ -18,6 +18,11 @@ MAX_SEED = 2**53 - 1
 Version = int | Literal["latest"]
 
 
+def example(**values: Any) -> ConfigDict:
+    """Configuration of a message with an example for the API's documentation."""
+    return ConfigDict(json_schema_extra={"examples": [values]})
+
+
 class Message(BaseModel):
     """Frozen; unknown keys are refused."""
 
@@ -27,7 +32,17 @@ class Message(BaseModel):
 class ErrorDetail(Message):
     """``message`` and ``param`` repeat problem, fix and field under the names that OpenAI clients read."""
 
-    code: str = Field(examples=["unknown_run"])
+    model_config = example(
+        code="unknown_run",
+        field="run",
+        problem="There is no run 'dmo'.",
+        fix="Known: demo.",
+        message="There is no run 'dmo'. Known: demo.",
+        type="invalid_request_error",
+        param="run",
+    )
+
+    code: str
     field: str | None = Field(description="The part of the request that is wrong.")
     problem: str
     fix: str
@@ -57,8 +72,8 @@ class Target(Message):
     ``x`` and ``y`` are short for the fields of these names. Default: the problem's first X.
     """
 
-    run: str | None = Field(None, examples=["demo"])
-    problem: str | ProblemConfig | None = Field(None, examples=["verdict"])
+    run: str | None = None
+    problem: str | ProblemConfig | None = None
     prompt: str | None = None
     fields: dict[str, str] = Field(default_factory=dict)
     x: str | None = None
@@ -81,6 +96,15 @@ class SamplesRequest(Target):
     R/q; ``smc`` runs a particle filter of ``n`` particles whose twists are the policy's flows.
     """
 
+    model_config = example(
+        run="demo",
+        problem="found",
+        x="Mia found a",
+        y=". The wallet was full of money.",
+        n=64,
+        seed=1,
+    )
+
     n: int = Field(16, ge=1, le=MAX_SAMPLES)
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed and version: same samples. Default: drawn."
@@ -100,6 +124,17 @@ class Span(Message):
 class PosteriorSample(Message):
     """One Z. ``weight`` is normalised over the response; null while streaming, where ``Summary`` has it."""
 
+    model_config = example(
+        index=0,
+        text=" red wallet",
+        tokens=[17, 230],
+        log_q=-1.91,
+        log_reward=-4.02,
+        log_weight=-2.11,
+        weight=0.97,
+        spans=[],
+    )
+
     index: int
     text: str
     tokens: list[int]
@@ -116,6 +151,17 @@ class Summary(Message):
     ``log_z`` is the log of the mean weight, ``log_z_se`` its standard error, ``log_z_learned`` what the
     learner's table holds for this X. ``pareto_k`` above 0.7: weighted answers are not to be trusted.
     """
+
+    model_config = example(
+        n=64,
+        ess=61.5,
+        ess_fraction=0.96,
+        log_z=-2.08,
+        log_z_se=0.02,
+        log_z_learned=None,
+        pareto_k=0.21,
+        unique_fraction=0.42,
+    )
 
     n: int
     ess: float | None
@@ -159,6 +205,8 @@ class SamplesEnd(SamplesHead):
 class ScoreRequest(Target):
     """Z's to score: as text, tokenised canonically, or as token ids without ⊤."""
 
+    model_config = example(run="demo", problem="found", prompt="0", z=[" red wallet", [17, 230]])
+
     z: list[str | list[int]] = Field(min_length=1, max_length=1024)
 
 
@@ -189,6 +237,8 @@ class PredictiveRequest(Target):
     ``mean``: p̂(y) = mean of p(y | x, zᵢ). ``bayes`` weights chain i by p(zᵢ | x)/q(zᵢ | x). ``vote``:
     one vote a chain.
     """
+
+    model_config = example(run="reasons", x="12 + 7 =", answers=[" 19", " 18"], n=128, rule="bayes")
 
     answers: list[str] = Field(min_length=2, max_length=64)
     rule: Literal["mean", "bayes", "vote"] = "mean"
@@ -254,6 +304,20 @@ RunState = Literal["starting", "running", "stopping", "stopped", "finished", "fa
 class LaunchRequest(Message):
     """A run file, as a mapping or as YAML text; its ``output_directory`` is the server's."""
 
+    model_config = example(
+        run_file={
+            "run": "my-first",
+            "problems": [
+                {
+                    "name": "middle",
+                    "kind": "infilling",
+                    "prompts": [{"x": "Mia found a", "y": ". The wallet was full of money."}],
+                    "max_tokens": 5,
+                }
+            ],
+        }
+    )
+
     run_file: dict[str, Any] | str
 
 
@@ -274,6 +338,8 @@ class ActorsInfo(Message):
 
 class ScaleRequest(Message):
     """The number of rollout actors wanted."""
+
+    model_config = example(desired=3)
 
     desired: int = Field(ge=0, le=1024)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -39,7 +40,7 @@ router = APIRouter(
     dependencies=[needs("sample")],
 )
 
-STREAM = {
+STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Samples; with `stream`, server-sent events: `sample` (a PosteriorSample each), then "
         "`summary` (a SamplesEnd) or `error` (an ErrorBody).",
@@ -125,7 +126,7 @@ async def _all(
 
 async def _events(
     service: Service, asked: SamplesRequest, resolved: Resolved, head: SamplesHead
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncGenerator[ServerSentEvent, None]:
     """Events of a stream; its client's leaving closes it, which cancels the draws."""
     deadline = asyncio.get_running_loop().time() + service.settings.timeout_seconds
     try:
@@ -146,7 +147,7 @@ async def _events(
 
 async def _parts(
     service: Service, asked: SamplesRequest, resolved: Resolved, head: SamplesHead
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncGenerator[ServerSentEvent, None]:
     if asked.correction == "smc":
         drawn = await _all(service, asked, resolved, head.seed)
         for index in range(asked.n):

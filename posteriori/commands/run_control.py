@@ -241,7 +241,7 @@ class RunControl:
     def _last_words(self) -> str | None:
         lines = self.log(20).strip().splitlines()
         errors = [line for line in lines if line.startswith("Error:")]
-        return (errors or lines or [None])[-1]
+        return (errors or lines)[-1] if lines else None
 
     def log(self, lines: int) -> str:
         """The end of what the driver printed; empty where it was not launched by the service."""
@@ -272,6 +272,8 @@ def _curves(directory: Path, after_id: str, limit: int) -> History:
     """Rows of the TensorBoard logs; a row's id is its step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    if not directory.is_dir():
+        return History(rows=[], next_after=after_id)
     step_after = int(after_id.partition("-")[0]) if after_id != "0-0" else -1
     curves = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     curves.Reload()

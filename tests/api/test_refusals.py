@@ -167,10 +167,10 @@ def narrow(tiny_lm_path: Path, run_folder: Path) -> Iterator[Running]:
 
 def test_slow_answers_are_given_up(narrow: Running) -> None:
     with narrow.client() as client:
-        with pytest.raises(ServiceError, match="no answer within 0.5 s") as refused:
+        with pytest.raises(ServiceError, match="no answer within") as refused:
             client.samples(run="r", problem="long", n=2000, version=0)
         assert (refused.value.status, refused.value.code) == (504, "timeout")
-        with pytest.raises(ServiceError, match="no answer within 0.5 s"):
+        with pytest.raises(ServiceError, match="no answer within"):
             list(client.stream(run="r", problem="long", n=2000, version=0))
         assert client.samples(run="r", n=1, version=0).summary.n == 1
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from baselines.sft import SFTSettings, sequence_log_q, train_sft
-from baselines.trained import given, packed
+from baselines.trained import given, packed, rollouts
 from posteriori import metrics
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import enumerate_posterior, exact_log_q
 from posteriori.oracle.scoring import sequence_log_q as scored
+from posteriori.policy import Policy
 from tests.learner.helpers import random_strings, tiny_problem
+from tests.tools.problem import parrot_problem
 
 
 def test_loss_is_minus_the_log_likelihood_of_all_moves(tiny_lm: LanguageModel) -> None:
@@ -79,3 +81,19 @@ def test_pairs_that_are_none_are_refused(tiny_lm: LanguageModel) -> None:
         given(problem, prompt, problem.moves(prompt).alphabet[:1])
     with pytest.raises(ValueError, match="not in the alphabet"):
         given(problem, prompt, [1, 1])
+
+
+def test_tool_outputs_are_context_and_no_targets(tiny_lm: LanguageModel) -> None:
+    """log q of a Z with tool outputs is that of its moves alone, in SFT as in on-policy rollouts."""
+    problem = parrot_problem(tiny_lm, min_tokens=1, max_tokens=4)
+    prompt = problem.prompts[0]
+    policy = Policy(tiny_lm, SFTSettings(lora_rank=8), 0)
+    drawn = rollouts(policy, problem, prompt, 40, seed=0)
+    spoken = [z for z in drawn if not z.action.all()]
+    assert spoken and all((z.log_q[~z.action] == 0).all() for z in spoken)
+    groups = packed(drawn, {"parrot": problem})
+    expected = [z.log_q.sum() + z.log_q_stop[-1] for z in groups[0].trajectories]
+    found = sequence_log_q(policy, groups).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    again = given(problem, prompt, spoken[0].tokens)
+    np.testing.assert_array_equal(again.action, spoken[0].action)

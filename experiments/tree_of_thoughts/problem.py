@@ -30,8 +30,8 @@ RESULTS = "123456"
 QUESTION = re.compile(r"(\d) ([+-]) (\d) ([+-]) (\d)")
 
 
-def pattern(question: str) -> str:
-    """Regular expression of all trees about a question ``a ± b ± c``; fullmatch.
+def operands(question: str) -> tuple[str, ...]:
+    """``a ± b ± c`` taken apart, each part ready for a regular expression.
 
     Raises:
         UserError: it is no such question.
@@ -39,7 +39,12 @@ def pattern(question: str) -> str:
     found = QUESTION.fullmatch(question)
     if found is None:
         raise UserError(f"{question!r} is no question about three digits.", "Write 3 - 1 + 2.")
-    a, first, b, second, c = (re.escape(part) for part in found.groups())
+    return tuple(re.escape(part) for part in found.groups())
+
+
+def pattern(question: str) -> str:
+    """Regular expression of all trees about a question ``a ± b ± c``; raises like ``operands``."""
+    a, first, b, second, c = operands(question)
 
     def children(result: str) -> str:
         steps = {r: f" {result} {second} {c} = {r} ;" for r in RESULTS}

@@ -9,14 +9,48 @@ from benchmarks.ladder.markov import posterior
 from posteriori.config import RunConfig
 from posteriori.lm import LanguageModel
 from posteriori.log_z_bounds import log_z_interval, mean_log_z_interval
-from posteriori.oracle.dynamic import MarkovPosterior
+from posteriori.metrics import FloatArray
+from posteriori.moves import LegalMoves
+from posteriori.oracle.dynamic import MarkovPosterior, Sampler
 from posteriori.oracle.markov import MarkovTable
 from posteriori.problems import build_problems
 
 TRIALS = 200
 PARTICLES = 512
-POSTERIOR_DRAWS = 40
-"""Blocks of ``PARTICLES``: 20,480 draws of the sampler and 40 of the posterior in a trial."""
+POSTERIOR_DRAWS = 64
+"""Blocks of ``PARTICLES``: 32,768 draws of the sampler and 64 of the posterior in a trial."""
+
+
+class Walk:
+    """Importance weights log R − log q of strings of fixed length without the strings: many at once.
+
+    Args:
+        exact: the posterior; its moves fix the length and have no automaton.
+        sampler: q.
+        drawn_by: who draws the strings: q, or σ for exact draws.
+    """
+
+    def __init__(self, exact: MarkovPosterior, sampler: Sampler, drawn_by: Sampler) -> None:
+        moves = exact.moves
+        if moves.min_tokens != moves.max_tokens or len(moves.accepting) != 1:
+            raise ValueError("a walk has a fixed length and no constraint")
+        lengths = range(moves.max_tokens)
+        self._table, self._alphabet = exact.table, moves.alphabet
+        self._start, self._log_z = exact.table.context_of(exact.prompt_ids), exact.log_z
+        # Behind the last token ⊤ is certain under both.
+        self._ratios = [exact.conditional(n)[:, 0, :-1] - sampler(n)[:, 0, :-1] for n in lengths]
+        self._cumulative = [np.exp(drawn_by(n)[:, 0, :-1]).cumsum(axis=1) for n in lengths]
+
+    def log_weights(self, n: int, rng: np.random.Generator) -> FloatArray:
+        """Of n independent strings: log Z + Σ (log σ − log q) of their tokens; [n]."""
+        contexts = np.full(n, self._start)
+        total = np.full(n, self._log_z)
+        for ratios, cumulative in zip(self._ratios, self._cumulative, strict=True):
+            rows = cumulative[contexts]
+            columns = (rows <= (rng.random(n) * rows[:, -1])[:, None]).sum(axis=1)
+            total += ratios[contexts, columns]
+            contexts = self._table.following(contexts, self._alphabet[columns])
+        return total
 
 
 def exact_draws_above(
@@ -33,14 +67,12 @@ def exact_draws_above(
     exact = posterior(config, problem, problem.prompts[0], table)
     sampler = exact.local_sampler(config.problems[0].temperature)
 
-    def log_weights(strings: list[list[int]]) -> np.ndarray:
-        return exact.log_reward(strings) - exact.log_q(sampler, strings)
-
+    from_q, from_sigma = Walk(exact, sampler, sampler), Walk(exact, sampler, exact.conditional)
+    rng = np.random.default_rng(seed)
     covered, widths = 0, []
-    for trial in range(trials):
-        first = (seed * trials + trial) * 2
-        below = log_weights(exact.sample(PARTICLES * POSTERIOR_DRAWS, first, sampler))
-        above = log_weights(exact.sample(POSTERIOR_DRAWS, first + 1))
+    for _ in range(trials):
+        below = from_q.log_weights(PARTICLES * POSTERIOR_DRAWS, rng)
+        above = from_sigma.log_weights(POSTERIOR_DRAWS, rng)
         interval = log_z_interval(below, above, PARTICLES)
         covered += interval.covers(exact.log_z)
         widths.append(interval.half_width)
@@ -56,15 +88,13 @@ def exact_draws_above(
 def joint_draws_above(reward_lm: str, seed: int, trials: int = TRIALS) -> Metrics:
     """Intervals of the mean log Z of infilling posteriors whose Y's are drawn with Z: no oracle above.
 
-    Eight X's a trial; (Z, Y) ~ p(· | X), Z of eight tokens and Y of three; the sampler is the prior
+    Twelve X's a trial; (Z, Y) ~ p(· | X), Z of eight tokens and Y of three; the sampler is the prior
     p(Z | X). The exact log Z(X, Y) is used for the verdict alone.
     """
-    from posteriori.moves import LegalMoves
-
     lm = LanguageModel.load(reward_lm)
     table = MarkovTable.from_model(lm.model)
     words = np.array([i for i in range(lm.vocabulary_size) if i not in lm.special_ids])
-    length, suffix, prompts, blocks, particles = 8, 3, 8, 4, 2048
+    length, suffix, prompts, blocks, particles = 8, 3, 12, 4, 2048
     moves = LegalMoves.free(words, int(lm.tokenizer.eos_token_id), length, length)
     rng = np.random.default_rng(seed)
     covered, widths = 0, []
@@ -78,8 +108,7 @@ def joint_draws_above(reward_lm: str, seed: int, trials: int = TRIALS) -> Metric
             z, y = joint[:length].tolist(), joint[length:].tolist()
             exact = MarkovPosterior.infilling(table, moves, x.tolist(), y)
             prior = exact.local_sampler()
-            drawn = exact.sample(blocks * particles, int(rng.integers(2**62)), prior)
-            weights = exact.log_reward(drawn) - exact.log_q(prior, drawn)
+            weights = Walk(exact, prior, prior).log_weights(blocks * particles, rng)
             below.append(weights.reshape(blocks, particles))
             above.append(float(exact.log_reward([z])[0] - exact.log_q(prior, [z])[0]))
             truth.append(exact.log_z)

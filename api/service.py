@@ -24,11 +24,13 @@ from api.launcher import Launcher
 from api.limits import InFlight
 from api.settings import ServeSettings
 from posteriori.lm import LanguageModel, model_path
+from posteriori.moves import LegalMoves
 from posteriori.seams import Engine
 
 T = TypeVar("T")
 
 POLICIES_KEPT = 4
+SELF_TEST_TOKENS = 4
 SCORING_QUEUE = 512
 """Pieces of scoring that may wait; each takes milliseconds to a second."""
 
@@ -126,6 +128,29 @@ def start_engine(settings: ServeSettings) -> Engine:
     Raises:
         UserError: it cannot serve the model.
     """
+    engine = _engine(settings)
+    try:
+        _self_test(engine, settings)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _self_test(engine: Engine, settings: ServeSettings) -> None:
+    """Does it apply adapters as transformers does? On a copy of the base LM: others are scoring with theirs."""
+    from actors.self_test import self_test
+
+    lm = LanguageModel.load(settings.model, dtype=settings.dtype)
+    stop = lm.tokenizer.eos_token_id
+    stop = lm.vocabulary_size - 1 if stop is None else int(stop)
+    alphabet = [token for token in range(lm.vocabulary_size) if token != stop]
+    moves = LegalMoves.free(alphabet, stop, 1, SELF_TEST_TOKENS)
+    start = [lm.bos if lm.bos is not None else alphabet[0]]
+    self_test(engine, lm.model, start, moves, rank=settings.lora_rank, dtype=settings.dtype)
+
+
+def _engine(settings: ServeSettings) -> Engine:
     path = model_path(settings.model)
     if settings.engine == "transformers":
         from actors.transformers_engine import TransformersEngine

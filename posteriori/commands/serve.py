@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -45,7 +46,9 @@ def serve(settings: ServeSettings, console: Console) -> None:
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        # uvicorn passes Ctrl-C on once everything has ended as it should.
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listening(settings: ServeSettings) -> socket.socket:

@@ -18,8 +18,11 @@ from posteriori.pocket.stories import story_sentences
 MIN_TOKENS, MAX_TOKENS = 3, 12
 """Length of every middle that the generator writes, its full stop aside."""
 
-POLICY_PROMPT = "Beginning: {x}\nEnding:{y}\nMiddle:"
-"""The paper's. The base LM has read outlines, but never an ending before its middle."""
+PAPER_PROMPT = "Beginning: {x}\nEnding:{y}\nMiddle:"
+"""The paper's. pocket has read outlines, but never an ending before its middle: it hardly writes stories here."""
+
+POLICY_PROMPT = "Ending:{y}\n{x}"
+"""What is trained and prompted: X comes last, so that the base LM continues it as it can."""
 
 TOKENS_PER_SENTENCE = 14
 

@@ -14,7 +14,13 @@ from baselines.sft import SFTSettings, train_sft
 from baselines.trained import given
 from experiments.harness import Row, Trial
 from experiments.infilling.assess import Sampler, assess
-from experiments.infilling.stories import Split, joint_samples, problem_config, split
+from experiments.infilling.stories import (
+    PAPER_PROMPT,
+    Split,
+    joint_samples,
+    problem_config,
+    split,
+)
 from posteriori.commands.local import train_locally
 from posteriori.config import (
     GoldConfig,
@@ -29,9 +35,11 @@ from posteriori.lm import LanguageModel
 from posteriori.oracle.scoring import sequence_log_q
 from posteriori.policy import Policy
 from posteriori.problems import Problem, build_problem
+from posteriori.templates import fill
 from posteriori.trajectory import Trajectory
 
 PROMPTING = "prompting"
+PAPERS_PROMPT = "prompting, in the paper's words"
 BEGINNING = "base LM, beginning alone"
 SFT_FEW = "SFT, few gold pairs"
 SFT_AMPLE = "SFT, ample posterior samples"
@@ -61,8 +69,8 @@ class Scale:
     test: int = 40
     draws: int = 8
     proposals: int = 16
-    gfn_steps: int = 300
-    ample_steps: int = 150
+    gfn_steps: int = 400
+    ample_steps: int = 120
     few_steps: int = 40
 
 
@@ -97,6 +105,9 @@ def run(trial: Trial) -> list[Row]:
     say("GFlowNet")
     gfn = _gflownet(trial, lm, few, stories, scale)
     samplers = {
+        PAPERS_PROMPT: Sampler(
+            lm, lambda prompt: lm.context(fill(PAPER_PROMPT, prompt.fields).before)
+        ),
         PROMPTING: Sampler(lm, problem.policy_ids),
         BEGINNING: Sampler(lm, lambda prompt: lm.context(prompt.fields["x"])),
         SFT_FEW: Sampler(few, problem.policy_ids),
@@ -158,9 +169,8 @@ def _gflownet(
 ) -> LanguageModel:
     """The GFlowNet: rewards for X and Y of all stories but the held-out ones, gold Z for the few.
 
-    The policy's base is the SFT, merged, which is also a better explorer than the base LM: under this
-    prompt that one writes no middles. The buffer begins with continuations of X by the base LM beside
-    the gold Z. The reward stays that of the base LM.
+    The policy's base is the SFT, merged, which is also a better explorer than the base LM. The buffer
+    begins with continuations of X by the base LM beside the gold Z. The reward stays that of the base LM.
     """
     home = trial.directory / "sft"
     merged = _merged(start, home)

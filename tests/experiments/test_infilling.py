@@ -198,7 +198,7 @@ def test_claims_follow_the_means() -> None:
 @pytest.mark.slow
 def test_quick_trial_runs_all_methods(tmp_path: Path) -> None:
     rows = EXPERIMENT.run(Trial(0, True, tmp_path, Console(quiet=True)))
-    assert len(rows) == 6
+    assert len(rows) == 7
     for row in rows:
         assert all(np.isfinite(value) for value in row.metrics.values()), row.method
         assert {"bleu", "gleu", "consistent", "log_reward"} <= set(row.metrics)

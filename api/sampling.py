@@ -27,6 +27,7 @@ from posteriori.messages import (
 )
 from posteriori.rewards import checked_log_reward
 from posteriori.seams import Sample
+from posteriori.tools import ToolSpan
 
 FloatArray = NDArray[np.float64]
 
@@ -129,12 +130,12 @@ def particles(service: Service, resolved: Resolved, n: int, seed: int) -> Drawn:
         runs=runs,
         seed=seed,
     )
-    drawn = Drawn()
+    drawn, moves = Drawn(), resolved.problem.moves(resolved.prompt)
     for population in found.populations:
         rows = zip(population.tokens, population.log_q, population.log_reward, strict=True)
         for tokens, log_q, log_reward in rows:
             index = len(drawn.samples)
-            drawn.samples[index] = _particle(tokens, float(log_q))
+            drawn.samples[index] = _particle(tokens, float(log_q), moves.spans(tokens))
             drawn.log_reward[index] = float(log_reward)
     drawn.log_weights = np.concatenate([p.log_weights for p in found.populations])
     if runs > 1:
@@ -143,11 +144,11 @@ def particles(service: Service, resolved: Resolved, n: int, seed: int) -> Drawn:
     return drawn
 
 
-def _particle(tokens: list[int], log_q: float) -> Sample:
+def _particle(tokens: list[int], log_q: float, spans: tuple[ToolSpan, ...]) -> Sample:
     """A particle as a sample: of its moves only the sum of log q is known, kept in the last."""
     stops = np.full(len(tokens) + 1, -np.inf)
     stops[-1] = log_q
-    return Sample(tokens, np.zeros(len(tokens), np.float32), stops.astype(np.float32))
+    return Sample(tokens, np.zeros(len(tokens), np.float32), stops.astype(np.float32), spans)
 
 
 def log_weights(drawn: Drawn) -> FloatArray | None:

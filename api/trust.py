@@ -43,6 +43,7 @@ def checked_problem(
         "factory": problem.factory,
         "constraint.predicate": constraint.predicate if constraint else None,
         "preference.model": problem.preference.model if problem.preference else None,
+        "tool.use": problem.tool.use if problem.tool and problem.tool.use != "calculator" else None,
         "model": _other(problem.model, settings),
         "contrast.model": _other(problem.contrast.model, settings) if problem.contrast else None,
         **{f"terms.{k}.model": _other(t.model, settings) for k, t in enumerate(problem.terms)},

@@ -82,9 +82,6 @@ def _check(service: Service, resolved: Resolved, asked: SamplesRequest) -> None:
         if not resolved.reward_known:
             fix = "Give every field that log R reads, or use the correction `none`."
             raise errors.wrong("reward_unknown", "SMC needs log R.", fix, "correction")
-        if resolved.problem.moves(resolved.prompt).tool is not None:
-            fix = "Use the correction `snis`."
-            raise errors.wrong("no_smc_with_tools", "SMC calls no tools.", fix, "correction")
     elif service.host.not_ready is not None:
         raise unavailable(service.host.not_ready)
 

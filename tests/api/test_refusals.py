@@ -14,7 +14,7 @@ from api.access import ENVIRONMENT, read_keys
 from api.settings import ServeSettings
 from api.trust import checked_problem
 from posteriori.client import AsyncClient, Client, ServiceError
-from posteriori.config import ProblemConfig
+from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
 from tests.api.conftest import LONG, PROBLEM, Running, served, settings_for
 
@@ -68,6 +68,7 @@ def declared(**changes: Any) -> dict[str, Any]:
             "not_allowed",
             "problem.constraint.predicate",
         ),
+        (SAMPLES, declared(tool={"use": "os:system"}), 403, "not_allowed", "problem.tool.use"),
         (SAMPLES, declared(gold={"file": "/etc/passwd"}), 403, "not_allowed", "problem.gold.file"),
         (
             SAMPLES,
@@ -271,6 +272,27 @@ def test_an_open_address_needs_keys(tmp_path: Path) -> None:
 def test_malformed_keys(item: str) -> None:
     with pytest.raises(UserError):
         read_keys(ServeSettings(), {ENVIRONMENT: item})
+
+
+def test_every_key_of_a_declaration_was_looked_at() -> None:
+    """A new key may name code or files: decide in api/trust.py, then add it here."""
+    assert set(ProblemConfig.model_fields) == {
+        *("name", "kind", "prompts", "test_prompts", "prompts_format", "gold", "policy_prompt"),
+        *("alphabet", "stop", "min_tokens", "max_tokens", "temperature", "constraint", "terms"),
+        *(
+            "contrast",
+            "labels",
+            "wrong_label_penalty_nats",
+            "preference",
+            "factory",
+            "model",
+            "tool",
+        ),
+    }
+    assert set(RunConfig.model_fields) == {
+        *("run", "model", "dtype", "seed", "output_directory", "oracle_max_strings", "wandb"),
+        *("problems", "sampling", "replay", "learner", "em"),
+    }
 
 
 def test_files_of_the_allowed_folder(tmp_path: Path) -> None:

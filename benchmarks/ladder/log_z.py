@@ -99,7 +99,9 @@ def joint_draws_above(reward_lm: str, seed: int, trials: int = TRIALS) -> Metric
     rng = np.random.default_rng(seed)
     covered, widths = 0, []
     for _ in range(trials):
-        below, above, truth = [], [], []
+        below: list[FloatArray] = []
+        above: list[float] = []
+        truth: list[float] = []
         while len(truth) < prompts:
             x = rng.choice(words, table.window)
             (joint,) = table.sample(x[None], length + suffix, int(rng.integers(2**62)))

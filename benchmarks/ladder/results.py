@@ -40,14 +40,17 @@ class Results:
     """The entries of one row.
 
     Args:
-        file: read if it exists; rewritten as a whole at every ``add``.
+        file: read if it exists; read again and rewritten as a whole at every ``add``.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.entries: list[Entry] = []
-        if file.exists():
-            self.entries = [Entry(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        self.entries = self._read()
+
+    def _read(self) -> list[Entry]:
+        if not self.file.exists():
+            return []
+        return [Entry(**row) for row in json.loads(self.file.read_text(encoding="utf-8"))]
 
     def has(self, method: str, seed: int) -> bool:
         """Is this entry there?"""
@@ -61,7 +64,8 @@ class Results:
         seconds: float,
         cpu_seconds: float,
     ) -> None:
-        """Keep an entry, at once."""
+        """Keep an entry, at once, beside what other processes have kept meanwhile."""
+        self.entries = self._read()
         rounded = {name: _rounded(value) for name, value in metrics.items()}
         self.entries.append(
             Entry(method, seed, rounded, round(seconds, 1), round(cpu_seconds, 1), hardware())

@@ -60,7 +60,11 @@ class Row:
         learner = config.learner
         if quick:
             learner = learner.model_copy(
-                update={"steps": self.quick_steps, "evaluate_every_steps": self.quick_steps}
+                update={
+                    "steps": self.quick_steps,
+                    "evaluate_every_steps": self.quick_steps,
+                    "warmup_steps": 0,
+                }
             )
         return config.model_copy(update={"seed": seed, "learner": learner})
 

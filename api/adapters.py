@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import time
+from collections import OrderedDict
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,6 +24,8 @@ from posteriori.messages import AdapterInfo
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+ADAPTERS_KEPT = 64
+"""Copies on disk; far more than an engine has slots, so none goes that is in use."""
 NEWEST_FOR_SECONDS = 1.0
 """How long the newest version of a run is taken to be the newest."""
 
@@ -36,7 +39,7 @@ class Adapters:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self._known: dict[tuple[Path, int, int], Adapter] = {}
+        self._known: OrderedDict[tuple[Path, int, int], Adapter] = OrderedDict()
         self._newest: dict[Path, tuple[float, int]] = {}
 
     def versions(self, run: RunControl, config: RunConfig) -> list[AdapterInfo]:
@@ -64,6 +67,7 @@ class Adapters:
         if version is None and time.monotonic() - seen_seconds < NEWEST_FOR_SECONDS:
             version = newest
         if version is not None and (path, born, version) in self._known:
+            self._known.move_to_end((path, born, version))
             return version, self._known[path, born, version]
         live, stored = self._live(run, config), _on_disk(run, config)
         known = sorted({*live, *stored})
@@ -86,6 +90,9 @@ class Adapters:
             raise unknown("version", version, known, "version") from cause
         adapter = Adapter(f"{born}/{directory.name}", directory)
         self._known[path, born, version] = adapter
+        if len(self._known) > ADAPTERS_KEPT:
+            _, oldest = self._known.popitem(last=False)
+            shutil.rmtree(oldest.directory, ignore_errors=True)
         return version, adapter
 
     def _live(self, run: RunControl, config: RunConfig) -> tuple[int, ...]:

@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import errors
 from api.access import Key, read_keys
-from api.limits import BodyLimit
+from api.limits import BodyLimit, SameMachine
 from api.routers import health, openai, posterior, problems, runs
 from api.service import Service
 from api.settings import ServeSettings
@@ -66,9 +65,8 @@ def create_app(
     app.openapi = lambda: errors.documented(document())  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, most_bytes=settings.max_request_bytes)
     if not found_keys:
-        # A page in this machine's browser could otherwise reach the service under a name of its own.
-        hosts = ["127.0.0.1", "localhost", "[::1]", settings.host]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+        hosts = {"127.0.0.1", "localhost", "::1", settings.host}
+        app.add_middleware(SameMachine, hosts=hosts, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +30,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Documented on every route."""
 
 RETRY_AFTER_SECONDS = 2
+
+S = TypeVar("S", str, str | None)
 
 
 class ApiError(UserError):
@@ -89,14 +91,19 @@ def body(error: ApiError) -> ErrorBody:
     return ErrorBody(
         error=ErrorDetail(
             code=error.code,
-            field=error.field,
-            problem=error.problem,
-            fix=error.fix,
-            message=str(error),
+            field=_utf8(error.field),
+            problem=_utf8(error.problem),
+            fix=_utf8(error.fix),
+            message=_utf8(str(error)),
             type=kind,
-            param=error.field,
+            param=_utf8(error.field),
         )
     )
+
+
+def _utf8(text: S) -> S:
+    """The text as UTF-8 can hold it: half a surrogate pair may come in, but not go out."""
+    return text if text is None else text.encode("utf-8", "replace").decode()
 
 
 def response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -102,7 +102,7 @@ class Launcher:
         if isinstance(given, str):
             try:
                 data = yaml.safe_load(given)
-            except yaml.YAMLError as cause:
+            except (yaml.YAMLError, RecursionError) as cause:
                 problem = f"The run file is not YAML: {cause}."
                 raise wrong("invalid_run_file", problem, "Mend it.", "run_file") from cause
         try:

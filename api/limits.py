@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import Request
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, ClientGone, response
@@ -82,6 +84,40 @@ async def answered(request: Request, work: Coroutine[Any, Any, T], timeout_secon
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+class SameMachine:
+    """Guards a service without keys from pages in this machine's browser; an ASGI middleware.
+
+    A page may reach loopback under a DNS name of its own, or post a form to it; neither is what the
+    machine's user asked for.
+
+    Args:
+        app: what is protected.
+        hosts: names under which the service may be addressed.
+        origins: of pages that may change things here.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+        self.origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (self.app if refusal is None else response(refusal))(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if urlsplit(f"//{host}").hostname not in self.hosts:
+            fix = f"Address it as {', '.join(sorted(self.hosts))}, or give it API keys."
+            return ApiError(400, "wrong_host", f"This service is not {host!r}.", fix, "Host")
+        harmless = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if harmless or origin is None or origin in self.origins or urlsplit(origin).netloc == host:
+            return None
+        fix = "Allow it with --cors, or give the service API keys."
+        return ApiError(403, "cross_origin", f"A page of {origin!r} asks.", fix, "Origin")
 
 
 class BodyLimit:

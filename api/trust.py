@@ -8,6 +8,8 @@ from api.errors import ApiError, wrong
 from api.settings import ServeSettings
 from posteriori.config import GoldConfig, ProblemConfig, Prompts, RunConfig
 
+MAX_DECLARED_TOKENS = 4096
+MAX_WORDS = 64
 MAX_PATTERN_CHARACTERS = 256
 MAX_REQUIRED_TOKENS = 8
 """Automata grow with the pattern, and as 2^k with k required tokens."""
@@ -22,7 +24,21 @@ def checked_problem(
         ApiError: it names what only the operator may name, or asks for too large an automaton.
     """
     constraint = problem.constraint
+    if problem.max_tokens > MAX_DECLARED_TOKENS:
+        raise wrong(
+            "too_complex",
+            f"Z of up to {problem.max_tokens} tokens.",
+            f"Declare at most {MAX_DECLARED_TOKENS}.",
+            f"{field}.max_tokens",
+        )
     if constraint is not None:
+        if constraint.words is not None and constraint.words[1] > MAX_WORDS:
+            raise wrong(
+                "too_complex",
+                f"Up to {constraint.words[1]} words.",
+                f"Allow at most {MAX_WORDS}.",
+                f"{field}.constraint.words",
+            )
         if len(constraint.regex or "") > MAX_PATTERN_CHARACTERS:
             raise wrong(
                 "too_complex",

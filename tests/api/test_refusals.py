@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def declared(**changes: Any) -> dict[str, Any]:
         ),
         (SAMPLES, declared(tool={"use": "os:system"}), 403, "not_allowed", "problem.tool.use"),
         (SAMPLES, declared(gold={"file": "/etc/passwd"}), 403, "not_allowed", "problem.gold.file"),
+        (SAMPLES, declared(max_tokens=10**9), 422, "too_complex", "problem.max_tokens"),
+        (
+            SAMPLES,
+            declared(kind="constrained", constraint={"words": [1, 10**9]}),
+            422,
+            "too_complex",
+            "problem.constraint.words",
+        ),
+        (SAMPLES, declared(kind="constrained", constraint={"regex": "("}), 422, "invalid", None),
+        (SAMPLES, {"run": "r", "x": "\ud800"}, 422, "invalid", None),
+        ("/v1/runs", {"run_file": {"\ud800": 1}}, 422, "invalid_run_file", "run_file"),
+        ("/v1/runs", {"run_file": "[" * 5000}, 422, "invalid_run_file", "run_file"),
         (
             SAMPLES,
             declared(kind="constrained", constraint={"regex": "a" * 300}),
@@ -109,7 +122,9 @@ def declared(**changes: Any) -> dict[str, Any]:
 def test_refused(
     service: Running, path: str, asked: dict[str, Any], status: int, code: str, field: str | None
 ) -> None:
-    response = httpx.post(service.url + path, json=asked)
+    content = json.dumps(asked)  # httpx would refuse half a surrogate pair
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(service.url + path, content=content, headers=headers)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["field"]) == (status, code, field), error
     assert error["problem"] and error["fix"]
@@ -156,6 +171,15 @@ def test_another_name_for_this_machine(service: Running) -> None:
     """A page that calls itself 127.0.0.1 by DNS is not this machine's."""
     response = httpx.get(service.url + "/v1/models", headers={"Host": "evil.example"})
     assert response.status_code == 400
+    assert response.json()["error"]["code"] == "wrong_host"
+
+
+def test_a_page_elsewhere_cannot_stop_a_run(service: Running) -> None:
+    """Browsers post forms across sites without asking."""
+    stop = service.url + "/v1/runs/r/stop"
+    for origin, code in (("https://evil.example", "cross_origin"), (service.url, "not_live")):
+        refused = httpx.post(stop, headers={"Origin": origin})
+        assert refused.json()["error"]["code"] == code
 
 
 @pytest.fixture(scope="module")

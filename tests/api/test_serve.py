@@ -46,6 +46,7 @@ def serving(model: Path, folder: Path, engine: str) -> Iterator[tuple[str, subpr
             process.wait(60)
         finally:
             process.kill()
+            process.stdout.close()
             log.close()
 
 

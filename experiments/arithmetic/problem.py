@@ -1,0 +1,117 @@
+"""Sums of single digits, the calculator, and the reward that has seen worked examples.
+
+The policy sees X alone; the reward LM sees three worked sums before it: log R = log p(Z Y | shots X) / T.
+Z is made of digits, signs, commas and ``=``; ⊤ is the end of the text, which the base LM never writes
+there, so where to stop has to be learnt (paper, section 4.4 and its released configuration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from posteriori.config import RunConfig, parse
+from posteriori.data.formats import read
+from posteriori.data.generated import write_data
+
+SHOTS: Final = (
+    "Question: 6 - 0 - 4 - 8 = ? Answer: 6 - 0 = 6, 6 - 4 = 2, 2 - 8 = -6. The answer is -6. "
+    "Question: 5 + 9 - 3 + 8 = ? Answer: 5 + 9 = 14, 14 - 3 = 11, 11 + 8 = 19. The answer is 19. "
+    "Question: 9 + 4 - 8 = ? Answer: 9 + 4 = 13, 13 - 8 = 5. The answer is 5."
+)
+"""Worked sums with results, as the reward LM and chain-of-thought prompting see them."""
+
+OPERANDS: Final = (3, 4, 5)
+"""Tested; the first two are trained."""
+
+TRAINED_ACTIONS: Final = 18
+"""Longest Z in training (the paper's M): the longest right chain of four operands has 17 actions."""
+
+TESTED_ACTIONS: Final = 26
+"""Longest Z at test: room for five operands."""
+
+REWARD_TEMPERATURE: Final = 0.5
+
+ALPHABET: Final = (*(f"{space}{mark}" for mark in "0123456789+-=" for space in ("", " ")), ",")
+
+
+def write_items(directory: Path, *, train: int, test: int, demonstrations: int, seed: int) -> None:
+    """Write the files of one seed, in the paper's format; test items occur nowhere else."""
+    write_data(
+        "arithmetic", directory, train=train, test=test, rationales=demonstrations, seed=seed
+    )
+
+
+def prompts(file: Path, name: str) -> list[dict[str, str]]:
+    """X's of a file, with ids that tell files apart."""
+    records = read(file, "arithmetic")
+    return [{"id": f"{name}-{i}", **record.fields} for i, record in enumerate(records)]
+
+
+def training_prompts(directory: Path) -> list[dict[str, str]]:
+    """Demonstrations, whose ``gold`` is the actions of their chain, then (X, Y) alone."""
+    demonstrations = [
+        {**row, "gold": f" {row['rationale']}"}
+        for row in prompts(directory / "train_with_rationale.json", "demonstration")
+    ]
+    return demonstrations + prompts(directory / "train_without_rationale.json", "train")
+
+
+def held_out(directory: Path, operands: int) -> list[dict[str, str]]:
+    """Held-out X's of that many operands."""
+    return prompts(directory / f"test_{operands}_operands.json", f"test-{operands}")
+
+
+def problem(
+    rows: Sequence[dict[str, str]], max_tokens: int, temperature: float = REWARD_TEMPERATURE
+) -> dict[str, Any]:
+    """The problem section of a run file."""
+    return {
+        "name": "arithmetic",
+        "kind": "product",
+        "prompts": list(rows),
+        "alphabet": list(ALPHABET),
+        "min_tokens": 5,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "terms": [{"context": f"{SHOTS} {{x}}", "target": "{z}{y}"}],
+        "tool": {"use": "calculator", "max_operands": 2},
+    }
+
+
+def run_config(directory: Path, *, seed: int, steps: int, gold: bool) -> RunConfig:
+    """The run file of the GFlowNet policy; test X's are named in it, so that leaks are refused."""
+    section = problem(training_prompts(directory), TRAINED_ACTIONS)
+    section["test_prompts"] = [row for k in OPERANDS for row in held_out(directory, k)]
+    if gold:
+        section["gold"] = {"template": "{gold}"}
+    return parse(
+        {
+            "run": "arithmetic",
+            "seed": seed,
+            "oracle_max_strings": 0,
+            "problems": [section],
+            "sampling": {
+                "group_size": 8,
+                "groups_in_flight": 8,
+                # The base LM never stops: its draws all end at the cap.
+                "base_share": 0.05,
+                "tempered_share": 0.35,
+                "uniform_share": 0.0,
+            },
+            "replay": {"samples_per_insert": 2.0, "recent_share": 0.5, "prioritised_share": 0.25},
+            "learner": {
+                "steps": steps,
+                "learning_rate": 0.002,
+                "prompts_per_step": 4,
+                "trajectories_per_prompt": 8,
+                "huber_delta_nats": 5.0,
+                "reward_temperature_start": 2.0,
+                "anneal_steps": steps // 3,
+                "publish_every_steps": 2,
+                "evaluate_every_steps": steps,
+            },
+        },
+        "experiment arithmetic",
+    )

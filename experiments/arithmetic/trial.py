@@ -1,0 +1,179 @@
+"""One seed: chain-of-thought prompting, the untrained policy, SFT, PPO, and the GFlowNet with and without gold.
+
+All but prompting share the problem: alphabet, calculator, reward, adapter. SFT is given the fifty gold
+chains; the GFlowNet finds them in its replay buffer, and explores X's without a chain as PPO does, for
+as many reward evaluations. Figures are shares of single draws at temperature 1: q is meant to be a
+posterior, and pocket's greedy chains are right without any training.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from actors.transformers_engine import TransformersEngine
+from baselines.ppo import PPOSettings, train_ppo
+from baselines.sft import SFTSettings, train_sft
+from baselines.trained import given
+from experiments.arithmetic import assess
+from experiments.arithmetic.problem import (
+    OPERANDS,
+    SHOTS,
+    TESTED_ACTIONS,
+    held_out,
+    problem,
+    run_config,
+    write_items,
+)
+from experiments.harness import Row, Trial
+from posteriori.commands.local import train_locally
+from posteriori.config import ProblemConfig
+from posteriori.lm import LanguageModel, model_path
+from posteriori.problems import Problem, build_problem, build_problems
+
+COT, BASE, SFT, PPO = "CoT prompting", "base LM", "SFT", "PPO"
+GFN, UNSEEDED = "GFN", "GFN without gold"
+WRITTEN = {
+    "right chain": assess.right_chain,
+    "the question repeated": lambda question: f" {question}",
+    "first call alone": lambda question: f"{assess.right_chain(question).split(',')[0]},",
+}
+"""Chains whose log R is reported: actions from the sum that is asked for."""
+
+DEMONSTRATIONS = 50
+TRAINING_ITEMS = 250
+TEST_ITEMS = 80
+CHAINS = 3
+"""Draws for each test X."""
+
+STEPS = 240
+
+
+def run(trial: Trial) -> list[Row]:
+    """Rows of one seed; see :class:`experiments.harness.Experiment`."""
+    quick = trial.quick
+    data = trial.directory / "data"
+    write_items(
+        data,
+        train=12 if quick else TRAINING_ITEMS,
+        test=6 if quick else TEST_ITEMS,
+        demonstrations=8 if quick else DEMONSTRATIONS,
+        seed=trial.seed,
+    )
+    lm = LanguageModel.load("pocket")
+    tests = {k: _test_problem(lm, data, k) for k in OPERANDS}
+    assessment = _Assessment(lm, tests, 2 if quick else CHAINS, trial)
+    rows = [assessment.prompting(), assessment.policy(BASE, None)]
+
+    config = run_config(data, seed=trial.seed, steps=4 if quick else STEPS, gold=True)
+    problems = build_problems(config, lm)
+    gold = [
+        given(problems[0], prompt, problems[0].moves(prompt).execute(z))
+        for prompt in problems[0].prompts
+        for z in problems[0].gold.get(prompt.id, ())
+    ]
+    sft = train_sft(
+        problems, gold, SFTSettings(steps=4 if quick else 100, batch_size=25), trial.seed
+    )
+    sft.save(trial.directory / "sft")
+    rows.append(
+        assessment.policy(SFT, trial.directory / "sft", reward_evaluations=0, seconds=sft.seconds)
+    )
+
+    began = time.monotonic()
+    seeded = train_locally(config, problems, directory=trial.directory / "gfn", lm=lm)
+    cost = {"reward_evaluations": seeded.trajectories, "seconds": time.monotonic() - began}
+    gfn = assessment.policy(GFN, trial.directory / "gfn" / "adapter", **cost)
+
+    settings = PPOSettings(prompts_per_step=8, samples_per_prompt=8, prompts_per_update=4)
+    ppo = train_ppo(problems, settings.within(seeded.trajectories), trial.seed)
+    ppo.save(trial.directory / "ppo")
+    cost = {"reward_evaluations": ppo.budget.reward_evaluations, "seconds": ppo.seconds}
+    rows.append(assessment.policy(PPO, trial.directory / "ppo", **cost))
+    rows.append(gfn)
+
+    config = run_config(data, seed=trial.seed, steps=4 if quick else STEPS, gold=False)
+    began = time.monotonic()
+    unseeded = train_locally(config, directory=trial.directory / "unseeded", lm=lm)
+    cost = {"reward_evaluations": unseeded.trajectories, "seconds": time.monotonic() - began}
+    rows.append(assessment.policy(UNSEEDED, trial.directory / "unseeded" / "adapter", **cost))
+    return [*rows, *assessment.reward()]
+
+
+def _test_problem(lm: LanguageModel, data: Path, operands: int) -> Problem:
+    """Held-out X's; log R at temperature 1."""
+    section = problem(held_out(data, operands), TESTED_ACTIONS, temperature=1.0)
+    return build_problem(ProblemConfig.model_validate(section), lm)
+
+
+class _Assessment:
+    """Rows of one seed, all on the same held-out X's."""
+
+    def __init__(self, lm: LanguageModel, tests: dict[int, Problem], n: int, trial: Trial) -> None:
+        self._lm = lm
+        self._tests = tests
+        self._n = n
+        self._trial = trial
+
+    def prompting(self) -> Row:
+        """Worked examples in the prompt, no calculator."""
+        engine = self._engine()
+        found = {
+            k: assess.accuracy(
+                test, assess.thoughts(engine, test, self._lm, SHOTS, self._n, self._trial.seed)
+            )
+            for k, test in self._tests.items()
+        }
+        engine.close()
+        return self._row(COT, {k: {**v, "valid": np.nan} for k, v in found.items()})
+
+    def policy(self, method: str, adapter: Path | None, **cost: float) -> Row:
+        """The policy under an adapter; None: the base LM."""
+        engine = self._engine()
+        if adapter is not None:
+            engine.add_adapter(1, adapter)
+        version = 0 if adapter is None else 1
+        found, log_r = {}, []
+        for k, test in self._tests.items():
+            drawn = assess.chains(engine, test, self._n, version, self._trial.seed)
+            found[k] = assess.accuracy(test, drawn)
+            log_r += assess.log_rewards(test, drawn)
+            self._keep(method, k, drawn)
+        engine.close()
+        return self._row(method, found, log_r=float(np.mean(log_r)), **cost)
+
+    def reward(self) -> list[Row]:
+        """What log R says of the right chain and of degenerate ones."""
+        rows = []
+        for name, actions in WRITTEN.items():
+            log_r = []
+            for test in self._tests.values():
+                drawn = {}
+                for prompt in test.prompts:
+                    question = prompt.fields["x"].removeprefix("Question: ")
+                    question = question.removesuffix(" = ? Answer:")
+                    drawn[prompt.id] = [assess.written(test, prompt, actions(question))]
+                log_r += assess.log_rewards(test, drawn)
+            rows.append(Row(f"log R: {name}", {"log_r": float(np.mean(log_r))}))
+        return rows
+
+    def _engine(self) -> TransformersEngine:
+        return TransformersEngine(model_path("pocket"), device="cpu", seed=self._trial.seed)
+
+    def _keep(self, method: str, operands: int, drawn: dict[str, list[assess.Chain]]) -> None:
+        """Leave the chains beside the run, to be read."""
+        file = self._trial.directory / f"chains-{method.replace(' ', '-')}-{operands}.txt"
+        lines = [f"{identity}:{chain.text}" for identity, found in drawn.items() for chain in found]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _row(self, method: str, found: dict[int, dict[str, float]], **cost: float) -> Row:
+        metrics = {f"right{k}": row["right"] for k, row in found.items()}
+        metrics["unparsed"] = float(np.mean([row["unparsed"] for row in found.values()]))
+        valid = float(np.mean([row["valid"] for row in found.values()]))
+        if not np.isnan(valid):
+            metrics["valid"] = valid
+        text = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
+        self._trial.console.print(f"{method}: {text}", highlight=False)
+        return Row(method, {**metrics, **{key: float(value) for key, value in cost.items()}})

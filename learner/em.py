@@ -252,10 +252,12 @@ class VariationalEm:
         order = np.random.default_rng([*entropy[:2], 0]).permutation(len(self._targets))
         wanted = order[: self.settings.m_steps * self.settings.prompts_per_step]
         seeds = np.random.SeedSequence(entropy).generate_state(len(self._targets), np.uint64)
-        return [
-            draw_chains(policy, *self._targets[i], self.settings.chains_per_prompt, int(seeds[i]))
-            for i in wanted
-        ]
+        drawn = []
+        for i in wanted:
+            problem, prompt = self._targets[i]
+            count, seed = self.settings.chains_per_prompt, int(seeds[i])
+            drawn.append(draw_chains(policy, problem, prompt, count, seed))
+        return drawn
 
     # ------------------------------------------------------------------- versions, checkpoints
 

@@ -61,7 +61,7 @@ def config(trial: Trial, objective: str) -> RunConfig:
             ],
             "sampling": {"engine": "transformers", "group_size": 16, "groups_in_flight": 4},
             "learner": {
-                "steps": (2 if trial.quick else 80) * (ROUNDS + 1),
+                "steps": (2 if trial.quick else 60) * (ROUNDS + 1),
                 "learning_rate": 0.003,
                 "warmup_steps": 5,
                 "prompts_per_step": 4,

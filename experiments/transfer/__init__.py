@@ -82,7 +82,7 @@ def run(trial: Trial) -> list[Row]:
     cases = exact_cases(build_problems(everything, lm), 5000)
     steps = 4 if trial.quick else STEPS
     rows = [Row("base LM", _metrics(cases, lm))]
-    trainings = [(task, (task,), steps) for task in TASKS]
+    trainings: list[tuple[str, tuple[str, ...], int]] = [(task, (task,), steps) for task in TASKS]
     trainings += [
         ("all three", TASKS, steps),
         ("all three, three times the steps", TASKS, 3 * steps),

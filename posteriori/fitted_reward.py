@@ -7,7 +7,7 @@ there. Versions are those of its adapter store; 0 is the base LM without an adap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,9 +58,8 @@ class FittedReward:
                 models += [model] if all(model is not other for other in models) else []
             self._products.append(product)
             self._terms[problem.name] = found
-            answer = getattr(problem.reward, "answer", None)
-            if isinstance(answer, ProductReward):
-                self._answers.append(answer)
+            answers = (getattr(layer, "answer", None) for layer in _layers(problem.reward))
+            self._answers += [answer for answer in answers if isinstance(answer, ProductReward)]
         if not models:
             raise UserError(
                 f"em.objective {objective}: log R of no problem has a term with something given Z.",
@@ -101,17 +100,22 @@ class FittedReward:
         return [product.scored_text(i, prompt, sequence) for i in self._terms[problem]]
 
 
+def _layers(reward: Reward) -> Iterator[Reward]:
+    """A reward and what it is built on: factors keep what they multiply as ``base``."""
+    layer: Reward | None = reward
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "base", None)
+
+
 def _product(problem: Problem) -> ProductReward:
-    """The product of likelihoods inside a reward and the factors around it (attribute ``base``)."""
-    reward: Reward | None = problem.reward
-    while reward is not None and not isinstance(reward, ProductReward):
-        reward = getattr(reward, "base", None)
-    if reward is None:
-        raise UserError(
-            f"The reward of problem {problem.name!r} is no product of likelihoods, which M steps fit.",
-            "Build it on a ProductReward (a factor around one keeps it as `base`), or leave out `em`.",
-        )
-    return reward
+    for layer in _layers(problem.reward):
+        if isinstance(layer, ProductReward):
+            return layer
+    raise UserError(
+        f"The reward of problem {problem.name!r} is no product of likelihoods, which M steps fit.",
+        "Build it on a ProductReward (a factor around one keeps it as `base`), or leave out `em`.",
+    )
 
 
 def _split(term: RewardTerm, model: LanguageModel) -> list[tuple[RewardTerm, LanguageModel]]:

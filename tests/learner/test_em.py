@@ -127,6 +127,40 @@ def test_splitting_p_of_z_and_y_leaves_the_reward_as_it_was(small_lm):
         np.testing.assert_allclose(before.exact.log_reward, after.exact.log_reward, atol=1e-4)
 
 
+def test_a_label_penalty_asks_the_fitted_lm(small_lm, tmp_path):
+    """Which label a Z speaks for is a question to the LM in force, however the reward is wrapped."""
+    labels = [" sat on", " slept."]
+    config = run_config(small_lm, problem={"labels": labels}, huber_delta_nats=5)
+    plain = build_problems(run_config(small_lm), small_lm)[0]
+    (problem,) = build_problems(config, small_lm)
+    model = Policy(small_lm, config.learner)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(0)))
+    for name, content in model.adapter_files().items():
+        (tmp_path / name).write_bytes(content)
+    fitted = FittedReward([problem], "joint")
+    penalised = []
+    for lm in (small_lm, model.language_model()):
+        if lm is not small_lm:
+            fitted.use(tmp_path, 1)
+            FittedReward([plain], "joint").use(tmp_path, 1)
+        wrong = []
+        for prompt in problem.prompts:
+            x = small_lm.context(prompt.fields["x"])
+            for word in WORDS:
+                z = [small_lm.one_token(word, "word")]
+                (found,), (likelihood,) = (
+                    p.reward.log_reward(prompt, [z]) for p in (problem, plain)
+                )
+                wrong.append(bool(found[1] < likelihood[1] - 40))
+                scores = {y: naive_log_p(lm.model, [*x, *z], lm.encode(y)).item() for y in labels}
+                assert wrong[-1] == (max(scores, key=scores.get) != prompt.fields["y"])
+        penalised.append(wrong)
+    assert penalised[0] != penalised[1]
+    assert problem.reward.version == 1
+
+
 @pytest.mark.parametrize("objective", ["y_given_xz", "joint"])
 def test_exact_em_never_lowers_the_evidence(small_lm, tmp_path, objective):
     """With q = σ each round, the bound is log Z, and an M step that raises it raises log Z."""

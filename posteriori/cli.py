@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posteriori import __version__
+from posteriori.cli_service import RunArgument, UrlOption, console, fields_of, one_of, service
 from posteriori.errors import UserError
 
 app = typer.Typer(
@@ -21,21 +22,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+app.add_typer(service)
 
 USER_ERROR_STATUS = 2
 
-RunArgument = Annotated[str, typer.Argument(help="Run directory, or its name under runs/.")]
 EngineOption = Annotated[
     str | None, typer.Option(help="vllm or transformers; default: the one of the run file.")
 ]
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="POSTERIORI_URL", help="Of a service; default: this machine's folder `runs`."
-    ),
-]
-L = TypeVar("L", bound=str)
 
 
 @app.command()
@@ -101,7 +94,7 @@ def sample(
     from posteriori.commands import sample as command
     from posteriori.commands.run_directory import find
 
-    fields = _fields(field)
+    fields = fields_of(field)
     if url is not None:
         from posteriori.commands.runs import client
 
@@ -115,7 +108,7 @@ def sample(
             seed=seed,
             base=base,
             version=version,
-            correction=_one_of(correction, ("none", "snis", "smc"), "--correction"),
+            correction=one_of(correction, ("none", "snis", "smc"), "--correction"),
         )
         command.show(found, console, as_json)
         return
@@ -132,134 +125,6 @@ def sample(
         base=base,
     )
     command.show(found, console, as_json)
-
-
-def _fields(given: list[str] | None) -> dict[str, str]:
-    fields = {}
-    for item in given or []:
-        name, separator, text = item.partition("=")
-        if not separator:
-            raise UserError(f"--field {item!r} has no `=`.", "Write --field x='Once upon a time'.")
-        fields[name] = text
-    return fields
-
-
-def _one_of(value: str, known: tuple[L, ...], option: str) -> L:
-    for choice in known:
-        if value == choice:
-            return choice
-    raise UserError(f"{option} {value!r} is unknown.", f"Choose among {', '.join(known)}.")
-
-
-@app.command()
-def score(
-    run: RunArgument,
-    z: Annotated[list[str], typer.Argument(help="Z's as text, leading space included.")],
-    url: Annotated[str, typer.Option(help="Of a service.")] = "http://127.0.0.1:8000",
-    problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Id of an X; default: the first.")] = None,
-    field: Annotated[list[str] | None, typer.Option(help="A new X: name=text.")] = None,
-) -> None:
-    """Print log q, log R and log weight of given Z's, computed by a service."""
-    from posteriori.calls import TargetOptions
-    from posteriori.commands import score as command
-    from posteriori.commands.runs import client
-
-    asked = TargetOptions(run=run, fields=_fields(field))
-    if problem is not None:
-        asked["problem"] = problem
-    if prompt is not None:
-        asked["prompt"] = prompt
-    command.show(client(url).score(list(z), **asked), console)
-
-
-@app.command()
-def serve(
-    host: Annotated[
-        str, typer.Option(help="Address; beyond loopback it needs keys.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    runs_directory: Annotated[
-        Path, typer.Option("--runs", help="Holds the runs that are served and launched.")
-    ] = Path("runs"),
-    model: Annotated[str, typer.Option(help="Base LM of the runs that are served.")] = "pocket",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
-    lora_rank: Annotated[int, typer.Option(min=1, help="Largest rank served.")] = 16,
-    keys: Annotated[Path | None, typer.Option(help="YAML of API keys and scopes.")] = None,
-    files: Annotated[
-        Path | None, typer.Option(help="Folder whose files run files from HTTP may read.")
-    ] = None,
-    allow_imports: Annotated[
-        bool, typer.Option(help="Run files from HTTP may name functions, URLs and models.")
-    ] = False,
-    cors: Annotated[list[str] | None, typer.Option(help="Origin that browsers may use.")] = None,
-    log_prompts: Annotated[bool, typer.Option(help="Log the bodies of requests.")] = False,
-    most_in_flight: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 256,
-    timeout_seconds: Annotated[float, typer.Option(min=0.1, help="For one answer.")] = 300.0,
-) -> None:
-    """Serve samples, scores, runs and OpenAI completions over HTTP."""
-    from api.settings import ServeSettings
-    from posteriori.commands.serve import serve as command
-
-    settings = ServeSettings(
-        host=host,
-        port=port,
-        runs_directory=runs_directory,
-        model=model,
-        dtype=_one_of(dtype, ("float32", "bfloat16", "float16"), "--dtype"),
-        engine=_one_of(engine, ("vllm", "transformers"), "--engine"),
-        lora_rank=lora_rank,
-        keys_file=keys,
-        files_folder=files,
-        allow_imports=allow_imports,
-        cors_origins=tuple(cors or ()),
-        log_prompts=log_prompts,
-        max_requests_in_flight=most_in_flight,
-        timeout_seconds=timeout_seconds,
-    )
-    command(settings, console)
-
-
-@app.command()
-def runs(url: UrlOption = None) -> None:
-    """List runs: of the folder `runs`, or of a service."""
-    from posteriori.commands import runs as command
-
-    command.show(command.of(url).runs().runs, console)
-
-
-@app.command()
-def scale(
-    run: RunArgument,
-    actors: Annotated[int, typer.Option(min=0, help="Rollout actors wanted.")],
-    url: UrlOption = None,
-) -> None:
-    """Set the number of rollout actors of a running run."""
-    from posteriori.commands import runs as command
-
-    found = command.of(url).scale(run, actors)
-    console.print(f"{found.desired} wanted, {len(found.actors)} alive.", highlight=False)
-
-
-@app.command()
-def stop(run: RunArgument, url: UrlOption = None) -> None:
-    """Ask a run to finish its step, save a checkpoint and stop."""
-    from posteriori.commands import runs as command
-
-    command.show([command.of(url).stop(run)], console)
-
-
-@app.command()
-def logs(
-    run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run ends.")] = False,
-    url: UrlOption = None,
-) -> None:
-    """Print what a run's driver printed, where a service launched it, and the run's events."""
-    from posteriori.commands import runs as command
-
-    command.show_log(command.of(url), run, follow, console)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def beam(problem: Problem, prompt: Prompt, n: int, seed: int, *, times: int = 1)
 def diverse_beam(
     problem: Problem, prompt: Prompt, n: int, seed: int, *, times: int = 1, penalty: float = 1.0
 ) -> Draws:
-    """Diverse beam search (Vijayakumar et al. 2018): n groups of ``times`` beams, the best Z of each.
+    """Diverse beam search (Vijayakumar et al. 2018): n groups of ``times`` beams, their best Z in turn.
 
     At every step the groups choose in turn, and a token costs ``penalty`` nats for each time that
     earlier groups have chosen it at this step. The penalty steers the search and is not part of log q.
@@ -116,10 +116,7 @@ def _search(problem: Problem, prompt: Prompt, n: int, widths: list[int], penalty
         rows.select(kept)
         if length + 1 < moves.max_tokens:
             rows.advance(last)
-    if len(groups) == 1:
-        found = groups[0].finished[:n]
-    else:
-        found = [group.finished[0] for group in groups if group.finished]
+    found = _in_turn([group.finished for group in groups], n)
     return unweighted(
         problem,
         prompt,
@@ -127,6 +124,17 @@ def _search(problem: Problem, prompt: Prompt, n: int, widths: list[int], penalty
         None,
         rows.token_forwards,
     )
+
+
+def _in_turn(finished: list[list[Hypothesis]], n: int) -> list[Hypothesis]:
+    """n Z, taken from the groups in turn, the best first; repeats only of what the groups agree on."""
+    chosen: dict[tuple[int, ...], Hypothesis] = {}
+    for rank in range(max(map(len, finished))):
+        for group in finished:
+            if rank < len(group) and len(chosen) < n:
+                chosen.setdefault(group[rank].tokens, group[rank])
+    repeats = [group[0] for group in finished if group] if len(finished) > 1 else []
+    return [*chosen.values(), *repeats[: n - len(chosen)]]
 
 
 def _best(scores: FloatArray, width: int) -> list[tuple[int, int]]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from posteriori import metrics
+from posteriori.decoding import move_log_q
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.oracle.strings import StringTree
@@ -121,7 +121,13 @@ def enumerate_posterior(
     return ExactPosterior(tree, scores[tree.strings])
 
 
-def exact_log_q(tree: StringTree, lm: LanguageModel, prompt_ids: Sequence[int]) -> FloatArray:
+def exact_log_q(
+    tree: StringTree,
+    lm: LanguageModel,
+    prompt_ids: Sequence[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> FloatArray:
     """log q(z⊤) of every string under a base LM or policy, normalised over the legal moves.
 
     ⊤ is forced, at no cost, where nothing else is legal, so prefixes of ``max_tokens`` need no forward.
@@ -130,6 +136,7 @@ def exact_log_q(tree: StringTree, lm: LanguageModel, prompt_ids: Sequence[int]) 
         tree: the strings.
         lm: the sampler; its model may carry an active LoRA adapter.
         prompt_ids: the policy's prompt, at least one token.
+        temperature, top_p: of token-level tempering and nucleus sampling, as in ``decoding.sample``.
 
     Returns:
         Nats, float64 [count]; exp sums to 1.
@@ -140,8 +147,9 @@ def exact_log_q(tree: StringTree, lm: LanguageModel, prompt_ids: Sequence[int]) 
     trees, places = [pack[0] for pack in packs], [pack[2] for pack in packs]
     for index, logits in lm.node_logits(trees, places, tree.moves.column_tokens):
         nodes = packs[index][1]
-        masked = logits.double().cpu().masked_fill(~torch.from_numpy(tree.legal[nodes]), -torch.inf)
-        conditional[nodes] = torch.log_softmax(masked, dim=-1).numpy()
+        conditional[nodes] = move_log_q(
+            logits.double().cpu().numpy(), tree.legal[nodes], temperature, top_p
+        )
     prefixes = np.zeros(len(tree))
     for level in tree.levels[1:]:
         parents = tree.parents[level]

@@ -74,7 +74,8 @@ _FILM: Final = ("film", "movie", "comedy", "drama", "thriller", "story", "pictur
 _PART: Final = ("script", "music", "acting", "plot", "ending", "cast", "camera", "humor")
 _TURN: Final = ("and", "but", "yet")
 
-_RATIONALES: Final = {
+#: Reasons by the class that they speak for.
+RATIONALES: Final = {
     "objective": (
         "about the plot", "a description", "telling the story", "full of facts", "a plain summary", "about a person",
         "only facts", "about what happens", "a list of events", "without opinion",
@@ -123,7 +124,7 @@ def labelled_review(rng: random.Random) -> str:
     text = review(label, rng)
     thought = label if rng.random() < FITTING_RATIONALE else rng.choice(CLASSES)
     said = thought if rng.random() < FITTING_LABEL else CLASSES[1 - CLASSES.index(thought)]
-    reason = rng.choice(_RATIONALES[thought])
+    reason = rng.choice(RATIONALES[thought])
     return (
         f'Classify this movie review as objective or subjective: "{text}" '
         f"This review is {reason}, so it is {said}."

@@ -13,8 +13,9 @@ import pytest
 
 from actors.ray_actor import Rollout, actor_seed
 from actors.ray_pool import RayPool
+from actors.rollout import RolloutWorker
 from posteriori import config as run_file
-from posteriori.config import RunConfig
+from posteriori.config import GoldConfig, RunConfig
 from posteriori.errors import RewardError
 from replay.connection import connect
 from replay.redis_buffer import RedisBuffer
@@ -90,6 +91,31 @@ def test_an_actor_runs_without_ray(tiny_lm_path: Path, redis_url: str, tmp_path:
     assert actor.status()["groups_in_flight"] == 0
     assert registry.components()["actor-x-1"].fields["state"] == "sampling"
     assert list(parent.iterdir()) == []
+
+
+def test_gold_is_stored_by_one_of_the_actors_of_a_run(
+    tiny_lm_path: Path, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(tiny_lm_path)
+    words = config.problems[0].model_copy(update={"gold": GoldConfig(template=" cat ran")})
+    config = config.model_copy(update={"problems": (words,)})
+    client = connect(redis_url)
+    RunRegistry(client, config.run).request_stop("after the first turn")
+    stored: list[str] = []
+    store_gold = RolloutWorker.store_gold
+
+    def recorded(self: RolloutWorker, *arguments: Any) -> None:
+        stored.append(arguments[1].id)
+        store_gold(self, *arguments)
+
+    monkeypatch.setattr(RolloutWorker, "store_gold", recorded)
+    for name in ("actor-x-1", "actor-x-2"):
+        actor = Rollout(config.model_dump(mode="json"), redis_url, name, str(tmp_path))
+        actor.run()
+        buffer = RedisBuffer(client, config.run, config.replay)
+        drawn = [t for _ in range(100) for group in buffer.draw(1, 1).groups for t in group]
+        assert {t.actor for t in drawn if t.behaviour == "gold"} == {"actor-x-1"}
+    assert stored == ["0"]
 
 
 def test_a_broken_reward_is_reported_as_the_end_of_the_run(

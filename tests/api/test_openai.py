@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posteriori.lm import LanguageModel
-from tests.api.conftest import Running, served, settings_for
+from tests.api.conftest import Running
 
 
 @pytest.fixture
@@ -146,18 +146,3 @@ def test_chat(ai: openai.OpenAI, chatting: None) -> None:
     assert chat.choices[0].message.content
     (chunk,) = list(ai.chat.completions.create(**asked, stream=True))
     assert chunk.choices[0].delta.content == chat.choices[0].message.content
-
-
-def test_a_key_is_sent_as_openai_clients_do(tiny_lm_path: Path, tmp_path: Path) -> None:
-    from api.access import ENVIRONMENT, read_keys
-
-    settings = settings_for(tiny_lm_path, tmp_path)
-    keys = read_keys(settings, {ENVIRONMENT: "ann:0123456789abcdef:sample"})
-    with served(settings, keys=keys, wait=False) as running:
-        for key, ok in (("0123456789abcdef", True), ("0123456789abcdee", False)):
-            ai = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
-            if ok:
-                assert len(list(ai.models.list())) == 1
-            else:
-                with pytest.raises(openai.AuthenticationError):
-                    ai.models.list()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from api.access import ENVIRONMENT, read_keys
@@ -82,7 +83,7 @@ def declared(**changes: Any) -> dict[str, Any]:
         (SAMPLES, declared(kind="constrained", constraint={"regex": "("}), 422, "invalid", None),
         (SAMPLES, {"run": "r", "x": "\ud800"}, 422, "invalid", None),
         ("/v1/runs", {"run_file": {"\ud800": 1}}, 422, "invalid_run_file", "run_file"),
-        ("/v1/runs", {"run_file": "[" * 5000}, 422, "invalid_run_file", "run_file"),
+        ("/v1/runs", {"run_file": "[" * 1000}, 422, "invalid_run_file", "run_file"),
         (
             SAMPLES,
             declared(kind="constrained", constraint={"regex": "a" * 300}),
@@ -212,6 +213,7 @@ def test_too_many_at_once(narrow: Running) -> None:
     assert asyncio.run(flood()) == [429] * 4 + [504] * 2
 
 
+@pytest.mark.slow
 def test_the_client_tries_again(narrow: Running) -> None:
     async def flood() -> list[int]:
         async with AsyncClient(narrow.url, retry_seconds=60) as client:
@@ -281,6 +283,15 @@ def test_the_client_sends_its_key(locked: Running) -> None:
         assert client.samples(run="r", n=1).version == 3
         with pytest.raises(ServiceError, match="scope run"):
             client.stop("r")
+
+
+def test_keys_as_openai_clients_send_them(locked: Running) -> None:
+    def client(key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{locked.url}/v1", api_key=key, max_retries=0)
+
+    assert len(list(client("0123456789abcdef").models.list())) > 1
+    with pytest.raises(openai.AuthenticationError):
+        client("0123456789abcdee").models.list()
 
 
 def test_an_open_address_needs_keys(tmp_path: Path) -> None:

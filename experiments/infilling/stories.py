@@ -13,7 +13,7 @@ from posteriori.data import Record, refuse_leaks
 from posteriori.decoding import sample
 from posteriori.lm import LanguageModel
 from posteriori.moves import DEAD, LegalMoves
-from posteriori.pocket.stories import story_sentences
+from posteriori.pocket.stories import PLOTS, story_sentences
 
 MIN_TOKENS, MAX_TOKENS = 3, 12
 """Length of every middle that the generator writes, its full stop aside."""
@@ -25,6 +25,9 @@ POLICY_PROMPT = "Ending:{y}\n{x}"
 """What is trained and prompted: X comes last, so that the base LM continues it as it can."""
 
 TOKENS_PER_SENTENCE = 14
+
+EVERY_PLOT = 4
+"""One plot of so many is told: what a policy must learn in minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def split(seed: int, train: int, unlabelled: int, test: int) -> Split:
     stories: list[dict[str, str]] = []
     seen: set[str] = set()
     while len(stories) < train + unlabelled + test:
-        *beginning, middle, ending = story_sentences(rng)
+        *beginning, middle, ending = story_sentences(rng, rng.choice(PLOTS[::EVERY_PLOT]))
         x = " ".join(beginning)
         if x not in seen:
             seen.add(x)

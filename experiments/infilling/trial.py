@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,10 @@ from posteriori.commands.local import train_locally
 from posteriori.config import (
     GoldConfig,
     LearnerConfig,
-    ProblemConfig,
     ReplayConfig,
     RunConfig,
     SamplingConfig,
 )
-from posteriori.decoding import sample
 from posteriori.lm import LanguageModel
 from posteriori.oracle.scoring import sequence_log_q
 from posteriori.policy import Policy
@@ -46,6 +43,10 @@ SFT_AMPLE = "SFT, ample posterior samples"
 GFN = "GFlowNet from that SFT"
 
 
+LEARNING_RATE, LORA_ALPHA = 5e-3, 32.0
+"""Of all that is trained: ten steps of SFT gained 0.7 nats a middle with them, and 0.1 with 1e-3 and 16."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much of everything.
@@ -53,7 +54,6 @@ class Scale:
     Attributes:
         train: stories with a gold Z, for SFT and for the GFlowNet.
         unlabelled: further stories: X and Y for the GFlowNet, X for the joint samples of the ample SFT.
-        seeds: Z ~ p(Z | X) in the GFlowNet's buffer for each X, beside the gold ones.
         joint_each: (Z, Y) sampled for each X of the ample SFT.
         test: held-out stories.
         draws: middles of each method for each held-out story that are scored.
@@ -62,22 +62,20 @@ class Scale:
         few_steps: SFT on few pairs stops at the best validation loss before that.
     """
 
-    train: int = 50
-    unlabelled: int = 150
-    seeds: int = 8
+    train: int = 16
+    unlabelled: int = 100
     joint_each: int = 20
-    test: int = 40
-    draws: int = 8
-    proposals: int = 16
-    gfn_steps: int = 400
-    ample_steps: int = 120
-    few_steps: int = 40
+    test: int = 24
+    draws: int = 6
+    proposals: int = 12
+    gfn_steps: int = 100
+    ample_steps: int = 60
+    few_steps: int = 16
 
 
 QUICK = Scale(
     train=8,
     unlabelled=4,
-    seeds=2,
     joint_each=3,
     test=3,
     draws=2,
@@ -103,7 +101,7 @@ def run(trial: Trial) -> list[Row]:
     say("SFT on posterior samples")
     ample = _sft_on_many(lm, stories, scale, trial.seed)
     say("GFlowNet")
-    gfn = _gflownet(trial, lm, few, stories, scale)
+    gfn = _gflownet(trial, few, stories, scale)
     samplers = {
         PAPERS_PROMPT: Sampler(
             lm, lambda prompt: lm.context(fill(PAPER_PROMPT, prompt.fields).before)
@@ -142,7 +140,12 @@ def _sft_on_few(problem: Problem, stories: Split, scale: Scale, seed: int) -> La
         return {"validation_loss": loss}
 
     settings = SFTSettings(
-        steps=scale.few_steps, batch_size=32, warmup_steps=10, evaluate_every_steps=5
+        steps=scale.few_steps,
+        batch_size=16,
+        learning_rate=LEARNING_RATE,
+        lora_alpha=LORA_ALPHA,
+        warmup_steps=5,
+        evaluate_every_steps=2,
     )
     trained = train_sft([problem], used, settings, seed, validate)
     trained.policy.load_adapter(best[0][1])
@@ -153,7 +156,12 @@ def _sft_on_many(lm: LanguageModel, stories: Split, scale: Scale, seed: int) -> 
     """SFT on (X, Z, Y) drawn from the LM itself: its optimum is the posterior."""
     drawn = joint_samples(lm, [story["x"] for story in stories.unlabelled], scale.joint_each, seed)
     problem = build_problem(problem_config(drawn, stories.test), lm)
-    settings = SFTSettings(steps=scale.ample_steps, batch_size=32)
+    settings = SFTSettings(
+        steps=scale.ample_steps,
+        batch_size=32,
+        learning_rate=LEARNING_RATE,
+        lora_alpha=LORA_ALPHA,
+    )
     return train_sft([problem], _pairs(problem, drawn), settings, seed).language_model()
 
 
@@ -164,64 +172,43 @@ def _pairs(problem: Problem, stories: Sequence[Mapping[str, str]]) -> list[Traje
     ]
 
 
-def _gflownet(
-    trial: Trial, lm: LanguageModel, start: LanguageModel, stories: Split, scale: Scale
-) -> LanguageModel:
+def _gflownet(trial: Trial, start: LanguageModel, stories: Split, scale: Scale) -> LanguageModel:
     """The GFlowNet: rewards for X and Y of all stories but the held-out ones, gold Z for the few.
 
-    The policy's base is the SFT, merged, which is also a better explorer than the base LM. The buffer
-    begins with continuations of X by the base LM beside the gold Z. The reward stays that of the base LM.
+    The policy's base is the SFT, merged. The reward stays that of the base LM. VarGrad alone: SubTB
+    also fits log q(⊤) behind every half sentence, some -20 nats that no draw ever meets.
     """
     home = trial.directory / "sft"
     merged = _merged(start, home)
-    training = [*stories.train, *stories.unlabelled]
-    seeds = _seeds(lm, problem_config(training, stories.test), stories, scale, trial)
+    without_z = [{"x": story["x"], "y": story["y"]} for story in stories.unlabelled]
+    training = [*stories.train, *without_z]
     problem = problem_config(training, stories.test, reward_model="pocket")
     config = RunConfig(
         run="infilling",
         model=str(home),
         seed=trial.seed,
         oracle_max_strings=0,
-        problems=(problem.model_copy(update={"gold": GoldConfig(file=seeds)}),),
+        problems=(problem.model_copy(update={"gold": GoldConfig(template="{middle}")}),),
         sampling=SamplingConfig(
-            group_size=8, base_share=0.1, tempered_share=0.3, uniform_share=0.0
+            group_size=8,
+            base_share=0.0,
+            tempered_share=0.25,
+            temperature_range=(0.7, 1.5),
+            uniform_share=0.0,
         ),
-        replay=ReplayConfig(samples_per_insert=4.0, recent_share=0.25, prioritised_share=0.5),
+        replay=ReplayConfig(recent_share=0.75),
         learner=LearnerConfig(
             steps=scale.gfn_steps,
-            prompts_per_step=8,
+            prompts_per_step=4,
             trajectories_per_prompt=8,
+            objective="vargrad",
             learning_rate=2e-3,
-            huber_delta_nats=5.0,
+            lora_alpha=LORA_ALPHA,
             evaluate_every_steps=scale.gfn_steps,
             checkpoint_every_steps=scale.gfn_steps,
         ),
     )
     return train_locally(config, directory=trial.directory / "gflownet", lm=merged).policy()
-
-
-def _seeds(
-    lm: LanguageModel, config: ProblemConfig, stories: Split, scale: Scale, trial: Trial
-) -> Path:
-    """A file of Z's for the buffer: those of the few, and draws of p(Z | X) for every X."""
-    problem = build_problem(config, lm)
-    rng = np.random.default_rng(trial.seed)
-    lines = []
-    for index, prompt in enumerate(problem.prompts):
-        drawn = sample(
-            lm,
-            lm.context(prompt.fields["x"]),
-            problem.moves(prompt),
-            scale.seeds,
-            int(rng.integers(2**62)),
-        )
-        texts = [lm.text(z.tokens) for z in drawn if lm.encode(lm.text(z.tokens)) == z.tokens]
-        if index < len(stories.train):
-            texts.append(prompt.fields["middle"])
-        lines += [json.dumps({"id": prompt.id, "z": text}) for text in texts]
-    path = trial.directory / "seeds.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def _merged(trained: LanguageModel, directory: Path) -> LanguageModel:

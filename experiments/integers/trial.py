@@ -27,6 +27,8 @@ from posteriori.problems import Problem, build_problems
 
 BASE, SFT, PPO, GFN = "base LM", "SFT on 512 exact draws", "PPO", "GFN"
 NUMBERS = 100
+PER_STEP = 128
+"""Trajectories of a learner step and of a PPO round."""
 DRAWS = 512
 """Posterior samples that SFT is given: uniform integers, drawn with replacement."""
 
@@ -34,7 +36,7 @@ DRAWS = 512
 def run(trial: Trial) -> list[Row]:
     """Rows of one seed; see :class:`experiments.harness.Experiment`."""
     lm = LanguageModel.load("pocket")
-    config = run_config(lm, trial.seed, 20 if trial.quick else 400)
+    config = run_config(lm, trial.seed, 8 if trial.quick else 100)
     problems = build_problems(config, lm)
     rows = [row(BASE, lm, problems[0])]
 
@@ -47,14 +49,14 @@ def run(trial: Trial) -> list[Row]:
     sft = train_sft(
         problems,
         [given(problems[0], problems[0].prompts[0], z) for z in draws(lm, trial.seed)],
-        SFTSettings(steps=10 if trial.quick else 200, batch_size=64),
+        SFTSettings(steps=10 if trial.quick else 60, batch_size=64),
         trial.seed,
     )
     rows.append(
         row(SFT, sft.language_model(), problems[0], reward_evaluations=0, seconds=sft.seconds)
     )
 
-    settings = PPOSettings(prompts_per_step=1, samples_per_prompt=64, prompts_per_update=1)
+    settings = PPOSettings(prompts_per_step=1, samples_per_prompt=PER_STEP, prompts_per_update=1)
     ppo = train_ppo(problems, settings.within(run_.trajectories), trial.seed)
     cost = {"reward_evaluations": ppo.budget.reward_evaluations, "seconds": ppo.seconds}
     rows.append(row(PPO, ppo.language_model(), problems[0], **cost))
@@ -81,12 +83,21 @@ def run_config(lm: LanguageModel, seed: int, steps: int) -> RunConfig:
             "seed": seed,
             "oracle_max_strings": 0,
             "problems": [problem],
-            "sampling": {"group_size": 64, "groups_in_flight": 4},
+            "sampling": {
+                "group_size": 64,
+                "groups_in_flight": 4,
+                "base_share": 0.1,
+                "tempered_share": 0.1,
+                "uniform_share": 0.1,
+            },
+            # The buffer keeps a Z once, and there are a hundred numbers against thousands of other Z's:
+            # drawn uniformly, hardly any would be a number.
+            "replay": {"recent_share": 0.4, "prioritised_share": 0.6},
             "learner": {
                 "steps": steps,
                 "learning_rate": 0.003,
                 "prompts_per_step": 1,
-                "trajectories_per_prompt": 64,
+                "trajectories_per_prompt": PER_STEP,
                 "huber_delta_nats": 5.0,
             },
         },

@@ -42,9 +42,8 @@ SFT_FEW = "SFT, few gold pairs"
 SFT_AMPLE = "SFT, ample posterior samples"
 GFN = "GFlowNet from that SFT"
 
-
 LEARNING_RATE, LORA_ALPHA = 5e-3, 32.0
-"""Of all that is trained: ten steps of SFT gained 0.7 nats a middle with them, and 0.1 with 1e-3 and 16."""
+"""Of both SFTs. After ten steps on 280 gold pairs a held-out middle cost 2.57 nats, with 1e-3 and 16 3.32."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -84,8 +85,10 @@ def run_folder(
         model = LanguageModel.load(str(tiny_lm_path)).model
         random_adapter(model, target, rank=8, scale=0.3, seed=version)
         files = {name: (target / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-        state = {"log_z_keys": []}
-        save(config.directory / "checkpoints", Checkpoint(5 * version, version, files, {}, state))
+        state = {"log_z_keys": [["sharp", "0"], ["sharp", "dog"]]}
+        table = {"log_z": torch.tensor([-float(version), torch.nan], dtype=torch.float64)}
+        checkpoint = Checkpoint(5 * version, version, files, table, state)
+        save(config.directory / "checkpoints", checkpoint)
     shutil.copytree(target, directory.adapter)
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from posteriori import metrics
-from posteriori.client import Client, ServiceError
+from posteriori.client import AsyncClient, Client, ServiceError
 from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel
 from posteriori.messages import PosteriorSample, SamplesEnd, SamplesResponse
@@ -91,6 +92,30 @@ def test_numbers(client: Client, problem: Problem) -> None:
     plain = client.samples(run="r", n=200, seed=3, version=0, correction="none")
     assert [s.tokens for s in plain.samples] == [s.tokens for s in found.samples]
     assert {s.weight for s in plain.samples} == {1 / 200}
+
+
+def test_log_z_as_the_learner_has_it(client: Client) -> None:
+    """Of the newest checkpoint; an X never drawn, and a new X, have none."""
+    found = [
+        client.samples(run="r", n=1, **x).summary.log_z_learned
+        for x in ({"prompt": "0"}, {"prompt": "dog"}, {"x": " a bird"})
+    ]
+    assert found == [-3.0, None, None]
+
+
+def test_the_asynchronous_client(service: Running, client: Client) -> None:
+    async def ask() -> list[list[int]]:
+        async with AsyncClient(service.url) as asking:
+            rows = [row async for row in asking.stream(run="r", n=20, seed=2)]
+            whole = await asking.samples(run="r", n=20, seed=2)
+        samples = [row for row in rows if isinstance(row, PosteriorSample)]
+        assert [s.tokens for s in sorted(samples, key=lambda row: row.index)] == [
+            s.tokens for s in whole.samples
+        ]
+        assert isinstance(rows[-1], SamplesEnd)
+        return [s.tokens for s in whole.samples]
+
+    assert asyncio.run(ask()) == [s.tokens for s in client.samples(run="r", n=20, seed=2).samples]
 
 
 def test_latest_is_the_newest_version(client: Client) -> None:

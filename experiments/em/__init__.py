@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from experiments.em.plot import draw
 from experiments.harness import Claim, Column, Experiment, Row, Summary, Trial
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig, parse
@@ -168,4 +169,5 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     claims=claims,
+    plot=draw,
 )

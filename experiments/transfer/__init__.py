@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.harness import Claim, Column, Experiment, Row, Summary, Trial
+from experiments.transfer.plot import draw
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
@@ -146,4 +147,5 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     claims=claims,
+    plot=lambda results, file: draw(results, file, TASKS),
 )

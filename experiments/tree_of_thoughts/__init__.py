@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.harness import Claim, Column, Experiment, Row, Summary, Trial
+from experiments.tree_of_thoughts.plot import draw
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
@@ -23,11 +24,8 @@ from posteriori.thoughts import parse as parse_tree
 MAX_TOKENS = 38
 """Of the largest tree: two first thoughts with two children each."""
 
-TRAINED = (
-    ("3 - 1 + 2", "4"), ("1 + 4 - 2", "3"), ("6 - 2 - 1", "3"), ("2 + 3 + 1", "6"),
-    ("4 - 3 + 4", "5"), ("5 + 1 - 5", "1"), ("1 + 1 + 3", "5"), ("6 - 4 + 3", "5"),
-)  # fmt: skip
-NEW = (("2 + 2 - 1", "3"), ("5 - 3 + 2", "4"), ("3 + 3 - 4", "2"), ("4 + 1 - 2", "3"))
+TRAINED = (("3 - 1 + 2", "4"), ("1 + 4 - 2", "3"), ("6 - 2 - 1", "3"), ("4 - 3 + 4", "5"))
+NEW = (("2 + 2 - 1", "3"), ("5 - 3 + 2", "4"))
 
 
 def config(trial: Trial) -> RunConfig:
@@ -59,7 +57,7 @@ def config(trial: Trial) -> RunConfig:
                 "base_share": 0.1,
             },
             "learner": {
-                "steps": 6 if few else 600,
+                "steps": 6 if few else 300,
                 "learning_rate": 0.003,
                 "prompts_per_step": 2,
                 "trajectories_per_prompt": 32,
@@ -147,4 +145,5 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     claims=claims,
+    plot=draw,
 )

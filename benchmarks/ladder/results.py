@@ -73,7 +73,8 @@ class Results:
         rows: list[dict[str, Any]] = [asdict(entry) for entry in self.entries]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.rename(self.file)
 
     def methods(self) -> list[str]:

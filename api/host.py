@@ -332,11 +332,11 @@ class EngineHost:
 
     def _after_failure(self, what: str, *, started: bool) -> None:
         """Nothing is in flight any more: draws that were are tried once more, if an engine starts."""
+        self._take(None)  # who left meanwhile has nothing to be tried again
         self._loaded.clear()
         self._in_use.clear()
         self._owner.clear()
         self.samples_in_flight = 0
-        self._take(None)
         for job in list(self._jobs.values()):
             if job.running:
                 job.attempts += 1

@@ -142,12 +142,12 @@ def served(
         thread.join(30)
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 60, poll_seconds: float = 0.01) -> None:
     """Wait for something that happens soon; fails if it does not."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
+        time.sleep(poll_seconds)
 
 
 def settings_for(model: Path, folder: Path, **changes: Any) -> ServeSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +27,13 @@ class Failing(TransformersEngine):
 
     steps = 0
     fails_at: frozenset[int] = frozenset()
+    before: Callable[[], object] = staticmethod(lambda: None)
 
     def step(self) -> list[SampledGroup]:
         if self.unfinished:
             Failing.steps += 1
             if Failing.steps in Failing.fails_at:
+                Failing.before()
                 raise RuntimeError("the device fell off the bus")
         return super().step()
 
@@ -79,6 +82,35 @@ def test_a_failure_of_the_engine_loses_nothing(failing: Callable[[set[int]], Eng
         assert host.restarts == 1
     assert tokens(found) == expected
     assert sorted(index for index, _ in found) == list(range(12))  # none twice
+
+
+def test_a_client_that_leaves_while_the_engine_fails(
+    failing: Callable[[set[int]], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave(host: EngineHost) -> list[Finished]:
+        loop, left = asyncio.get_running_loop(), threading.Event()
+
+        async def client() -> None:
+            try:
+                await collect(host, draws(4))
+            finally:
+                left.set()
+
+        task = asyncio.create_task(client())
+
+        def before() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+            assert left.wait(30)
+
+        monkeypatch.setattr(Failing, "before", staticmethod(before))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(until, lambda: host.not_ready is None and host.restarts == 1)
+        return await collect(host, draws(2))
+
+    with hosting(lambda: failing({2})) as host:
+        assert len(asyncio.run(leave(host))) == 2
+        assert host.jobs == 0 and host.samples_in_flight == 0
 
 
 def test_what_fails_twice_is_told_why(failing: Callable[[set[int]], Engine]) -> None:

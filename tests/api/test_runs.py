@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,16 +202,20 @@ def test_command_line(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_launch_scale_stop_resume(tiny_lm_path: Path, tmp_path: Path) -> None:
     """A whole run over HTTP: 1 → 2 → 1 actors while it trains, stop, resume, sample what it learned."""
     config = run_config(tiny_lm_path, tmp_path, "run")
     learner = config.learner.model_copy(update={"steps": 100_000, "checkpoint_every_steps": 10})
-    config = config.model_copy(update={"learner": learner, "problems": config.problems[:1]})
+    problem = config.problems[0].model_copy(update={"prompts": ({"x": " the cat"},)})
+    config = config.model_copy(update={"learner": learner, "problems": (problem,)})
     with (
         served(settings_for(tiny_lm_path, tmp_path)) as running,
         running.client() as client,
     ):
-        assert client.launch(config.model_dump(mode="json")).state == "starting"
+
+        def eventually(true: Callable[[], bool]) -> None:
+            until(true, 280, poll_seconds=0.5)  # each look costs the run's Redis a connection
 
         def alive() -> int:
             if client.run("run").state != "running":
@@ -222,21 +225,23 @@ def test_launch_scale_stop_resume(tiny_lm_path: Path, tmp_path: Path) -> None:
         def step() -> int:
             return client.run("run").step or 0
 
-        until(lambda: alive() == 1, 180)
+        assert client.launch(config.model_dump(mode="json")).state == "starting"
+        eventually(lambda: alive() == 1)
         client.scale("run", 2)
-        until(lambda: alive() == 2, 120)
-        before = step()
+        eventually(lambda: alive() == 2)
         client.scale("run", 1)
-        until(lambda: alive() == 1, 120)
-        until(lambda: step() > before + 20, 120)
-        assert client.samples(run="run", n=8).version > 0
+        eventually(lambda: alive() == 1)
+        before = step()
+        eventually(lambda: step() > before + 20)
+        version = client.samples(run="run", n=8).version
+        assert version > 0
         client.stop("run")
-        until(lambda: client.run("run").state == "stopped", 180)
+        eventually(lambda: client.run("run").state == "stopped")
         ended = client.run("run")
-        assert ended.failure is None and ended.step
+        assert ended.failure is None and ended.step is not None and ended.step > before
+        assert ended.version >= version
         client.resume("run")
-        until(lambda: step() > (ended.step or 0) + 5, 180)
+        eventually(lambda: step() > (ended.step or 0) + 5)
         assert client.run("run").version > ended.version
         client.stop("run")
-        until(lambda: client.run("run").state == "stopped", 180)
-        time.sleep(0.1)
+        eventually(lambda: client.run("run").state == "stopped")

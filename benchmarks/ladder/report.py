@@ -93,9 +93,13 @@ def _worth(results: Results) -> list[str]:
     if base is not None and np.isfinite(base):
         gaps[1] = base
     equivalent = particle_equivalent(gap_of_q, gaps)
+    more, less = "", ""
     if equivalent is None:
-        return []
-    lines = [f"- particle equivalent: {equivalent:.0f}"]
+        if not gaps or gap_of_q >= min(gaps.values()):
+            return []
+        equivalent = float(max(gaps))
+        more, less = "more than ", "at most "
+    lines = [f"- particle equivalent: {more}{equivalent:.0f}"]
     training, ours = (
         results.mean("q", "training forwards"),
         results.mean("q", "forwards per sample"),
@@ -103,7 +107,7 @@ def _worth(results: Results) -> list[str]:
     if training is not None and ours is not None:
         queries = break_even(training, ours, equivalent * ours)
         if queries is not None:
-            lines.append(f"- break-even with such a filter: {queries:,.0f} samples")
+            lines.append(f"- break-even with such a filter: {less}{queries:,.0f} samples")
     return [*lines, ""]
 
 

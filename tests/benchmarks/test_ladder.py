@@ -182,6 +182,17 @@ def test_results_accumulate_and_are_judged(tmp_path: Path) -> None:
     assert text.index("| q |") < text.index("| base |")
 
 
+def test_a_gap_below_every_filter_is_worth_more_than_the_largest(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    for method, gap in (("smc-4", 1.0), ("smc-16", 0.5)):
+        results.add(method, 0, {"log_z gap": gap}, 1.0, 1.0)
+    q = {"kl_q_posterior": 0.1, "training forwards": 3000.0, "forwards per sample": 10.0}
+    results.add("q", 0, q, 1.0, 1.0)
+    text = report.markdown([(BY_NAME["infilling"], results)])
+    assert "particle equivalent: more than 16" in text
+    assert "break-even with such a filter: at most 20 samples" in text
+
+
 def test_targets_bound_from_the_right_side() -> None:
     assert Target("ess_fraction", 0.8, at_least=True).met(0.9)
     assert not Target("ess_fraction", 0.8, at_least=True).met(0.7)

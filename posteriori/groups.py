@@ -92,7 +92,7 @@ def legal_rows(trajectory: Trajectory, moves: LegalMoves) -> BoolArray:
             other way round. ⊤ is never legal before a token that is a tool output.
     """
     try:
-        rows = moves.masks(trajectory.tokens, trajectory.action)
+        rows = moves.masks(trajectory.tokens.astype(np.int64), trajectory.action)
     except ValueError as cause:
         raise _refuse(trajectory, str(cause)) from cause
     if moves.tool is not None:

@@ -201,7 +201,7 @@ class LegalMoves:
         if action is None:
             action = action_mask(len(ids), self.spans(ids.tolist()))
         rows = [self.row(i, s) for i, s in enumerate(self.states(ids[action]))]
-        masks = np.stack(rows)[np.append(0, np.cumsum(action))]
+        masks: BoolArray = np.stack(rows)[np.append(0, np.cumsum(action))]
         masks[:-1][~action] = False
         return masks
 

@@ -1,11 +1,12 @@
-"""Sums with a calculator of two operands: latent chains found from 50 gold ones and many answers (paper, 4.4)."""
+"""Sums with a calculator of two operands: latent chains found from few gold ones and many answers (paper, 4.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from experiments.arithmetic.plot import draw
-from experiments.arithmetic.trial import GFN, OPERANDS, PPO, SFT, UNSEEDED, run
+from experiments.arithmetic.problem import OPERANDS
+from experiments.arithmetic.trial import GFN, PPO, SFT, UNSEEDED, run
 from experiments.harness import Claim, Column, Experiment, Summary
 
 

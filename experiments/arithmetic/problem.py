@@ -1,6 +1,7 @@
 """Sums of single digits, the calculator, and the reward that has seen worked examples.
 
-The policy sees X alone; the reward LM sees three worked sums before it: log R = log p(Z Y | shots X) / T.
+The policy sees X alone; the reward LM sees three worked sums before it: log R = log p(Z Y | shots X). The paper's R is
+this to the power 2; pocket's posterior is as good as a single chain without it.
 Z is made of digits, signs, commas and ``=``; ⊤ is the end of the text, which the base LM never writes
 there, so where to stop has to be learnt (paper, section 4.4 and its released configuration).
 """
@@ -30,8 +31,6 @@ TRAINED_ACTIONS: Final = 18
 
 TESTED_ACTIONS: Final = 26
 """Longest Z at test: room for five operands."""
-
-REWARD_TEMPERATURE: Final = 0.5
 
 ALPHABET: Final = (*(f"{space}{mark}" for mark in "0123456789+-=" for space in ("", " ")), ",")
 
@@ -63,9 +62,7 @@ def held_out(directory: Path, operands: int) -> list[dict[str, str]]:
     return prompts(directory / f"test_{operands}_operands.json", f"test-{operands}")
 
 
-def problem(
-    rows: Sequence[dict[str, str]], max_tokens: int, temperature: float = REWARD_TEMPERATURE
-) -> dict[str, Any]:
+def problem(rows: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
     """The problem section of a run file."""
     return {
         "name": "arithmetic",
@@ -74,7 +71,6 @@ def problem(
         "alphabet": list(ALPHABET),
         "min_tokens": 5,
         "max_tokens": max_tokens,
-        "temperature": temperature,
         "terms": [{"context": f"{SHOTS} {{x}}", "target": "{z}{y}"}],
         "tool": {"use": "calculator", "max_operands": 2},
     }
@@ -100,15 +96,14 @@ def run_config(directory: Path, *, seed: int, steps: int, gold: bool) -> RunConf
                 "tempered_share": 0.35,
                 "uniform_share": 0.0,
             },
-            "replay": {"samples_per_insert": 2.0, "recent_share": 0.5, "prioritised_share": 0.25},
+            "replay": {"samples_per_insert": 2.0, "recent_share": 0.4, "prioritised_share": 0.5},
             "learner": {
                 "steps": steps,
-                "learning_rate": 0.002,
+                "learning_rate": 0.004,
                 "prompts_per_step": 4,
                 "trajectories_per_prompt": 8,
-                "huber_delta_nats": 5.0,
-                "reward_temperature_start": 2.0,
-                "anneal_steps": steps // 3,
+                # A chain that goes on past its end is a hundred nats worse than the right one.
+                "huber_delta_nats": 2.0,
                 "publish_every_steps": 2,
                 "evaluate_every_steps": steps,
             },

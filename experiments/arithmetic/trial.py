@@ -1,6 +1,6 @@
 """One seed: chain-of-thought prompting, the untrained policy, SFT, PPO, and the GFlowNet with and without gold.
 
-All but prompting share the problem: alphabet, calculator, reward, adapter. SFT is given the fifty gold
+All but prompting share the problem: alphabet, calculator, reward, adapter. SFT is given the gold
 chains; the GFlowNet finds them in its replay buffer, and explores X's without a chain as PPO does, for
 as many reward evaluations. Figures are shares of single draws at temperature 1: q is meant to be a
 posterior, and pocket's greedy chains are right without any training.
@@ -9,6 +9,7 @@ posterior, and pocket's greedy chains are right without any training.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +36,23 @@ from posteriori.problems import Problem, build_problem, build_problems
 
 COT, BASE, SFT, PPO = "CoT prompting", "base LM", "SFT", "PPO"
 GFN, UNSEEDED = "GFN", "GFN without gold"
-WRITTEN = {
+WRITTEN: Mapping[str, Callable[[str], str]] = {
     "right chain": assess.right_chain,
     "the question repeated": lambda question: f" {question}",
     "first call alone": lambda question: f"{assess.right_chain(question).split(',')[0]},",
 }
 """Chains whose log R is reported: actions from the sum that is asked for."""
 
-DEMONSTRATIONS = 50
+DEMONSTRATIONS = 10
+"""As the paper's released run uses of its fifty. Pocket was trained on such chains: SFT on fifty is right
+at every test item (see ``docs/experiments.md``), which leaves nothing to compare."""
+
 TRAINING_ITEMS = 250
-TEST_ITEMS = 80
+TEST_ITEMS = 60
 CHAINS = 3
 """Draws for each test X."""
 
-STEPS = 240
+STEPS = 150
 
 
 def run(trial: Trial) -> list[Row]:
@@ -75,7 +79,7 @@ def run(trial: Trial) -> list[Row]:
         for z in problems[0].gold.get(prompt.id, ())
     ]
     sft = train_sft(
-        problems, gold, SFTSettings(steps=4 if quick else 100, batch_size=25), trial.seed
+        problems, gold, SFTSettings(steps=4 if quick else 100, batch_size=10), trial.seed
     )
     sft.save(trial.directory / "sft")
     rows.append(
@@ -103,8 +107,8 @@ def run(trial: Trial) -> list[Row]:
 
 
 def _test_problem(lm: LanguageModel, data: Path, operands: int) -> Problem:
-    """Held-out X's; log R at temperature 1."""
-    section = problem(held_out(data, operands), TESTED_ACTIONS, temperature=1.0)
+    """Held-out X's, with room for five operands."""
+    section = problem(held_out(data, operands), TESTED_ACTIONS)
     return build_problem(ProblemConfig.model_validate(section), lm)
 
 

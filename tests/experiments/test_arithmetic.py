@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_right_chain_fits_and_is_right(pocket: LanguageModel, data: Path) -> None:
     for k in OPERANDS:
-        section = problem(held_out(data, k), TESTED_ACTIONS, 1.0)
+        section = problem(held_out(data, k), TESTED_ACTIONS)
         sums = build_problem(ProblemConfig.model_validate(section), pocket)
         for prompt in sums.prompts:
             question = prompt.fields["x"].removeprefix("Question: ").removesuffix(" = ? Answer:")

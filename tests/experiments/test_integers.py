@@ -68,12 +68,17 @@ def test_quick_form_makes_table_json_and_plot(tmp_path: Path) -> None:
 
 
 def test_claims_can_fail() -> None:
-    def summary(base: float, ppo: float, gfn: float) -> harness.Summary:
+    def holds(base: float, ppo: float, gfn: float, validity: float) -> list[bool]:
         kls = {"base LM": base, "PPO": ppo, "GFN": gfn}
-        cell = harness.Cell(1.0, 0.0, 3)
-        return {
-            method: {"kl": harness.Cell(kl, 0.0, 3), "validity": cell} for method, kl in kls.items()
+        summary = {
+            method: {
+                metric: harness.Cell(value, 0.0, 3)
+                for metric, value in (("kl", kl), ("kl_all", kl), ("validity", validity))
+            }
+            for method, kl in kls.items()
         }
+        return [claim.holds for claim in claims(summary)]
 
-    assert [claim.holds for claim in claims(summary(0.7, 0.5, 0.004))] == [True, True, True]
-    assert [claim.holds for claim in claims(summary(0.7, 0.3, 0.004))] == [True, False, True]
+    assert holds(0.7, 0.5, 0.004, 1.0) == [True] * 5
+    assert holds(0.7, 0.3, 0.004, 1.0) == [True, False, True, False, True]
+    assert holds(0.7, 0.5, 0.004, 0.9) == [True, True, True, True, False]

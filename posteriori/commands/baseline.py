@@ -46,8 +46,11 @@ def baseline(
     Raises:
         UserError: unknown baseline, option, problem or prompt, or the method cannot do it.
     """
+    import torch
+
     from baselines.methods import method, with_options
 
+    torch.set_num_threads(config.sampling.threads)
     run = with_options(method(name), name, options)
     lm = LanguageModel.load(config.model, dtype=config.dtype)
     problems = {problem.name: problem for problem in build_problems(config, lm)}

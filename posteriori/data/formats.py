@@ -132,7 +132,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
     try:
         for row in rows:
             if not any(cell.strip() for cell in row):
-                raise malformed(place(path, rows.line_num), "the line is empty", "cells")
+                raise malformed(place(path, rows.line_num), "the line is empty", "a row of cells")
             yield place(path, rows.line_num), row
     except csv.Error as cause:
         raise malformed(place(path, rows.line_num), f"not CSV ({cause})", "a CSV row") from cause

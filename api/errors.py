@@ -159,9 +159,10 @@ def documented(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> ApiError:
-    # A misspelt key may also make the right one missing: name the misspelling.
-    found = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    location = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    # A misspelt key may also make the right one missing: name the misspelling. Of a union, name what is
+    # wrong with the member that fits best, not that it is no other member.
+    found = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    location = [str(part) for part in found["loc"][1:] if not _names_a_type(str(part))]
     field = ".".join(location) or None
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
@@ -175,6 +176,11 @@ def _from_validation(request: Request, error: RequestValidationError) -> ApiErro
         )
     where = f"`{field}`: " if field else ""
     return wrong("invalid_field", f"{where}{message}.", "Correct it; see /docs.", field)
+
+
+def _names_a_type(part: str) -> bool:
+    """Is this part of a location the member of a union that was tried, and no key?"""
+    return part in ("str", "int", "ProblemConfig") or "[" in part
 
 
 def _known_keys(request: Request) -> list[str]:

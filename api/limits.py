@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -120,8 +121,21 @@ class SameMachine:
         return ApiError(403, "cross_origin", f"A page of {origin!r} asks.", fix, "Origin")
 
 
+def _is_text(content: bytes) -> bool:
+    """Can what this JSON says be sent back? Half a surrogate pair may be escaped, but never encoded."""
+    if b"\\ud" not in content.lower():
+        return True
+    try:
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):  # no JSON: said where it is read
+        return True
+    return True
+
+
 class BodyLimit:
-    """Refuses bodies beyond a size, announced or not; an ASGI middleware.
+    """Refuses bodies beyond a size, announced or not, and text that is none; an ASGI middleware.
 
     Args:
         app: what is protected.
@@ -151,6 +165,11 @@ class BodyLimit:
             if size > self.most_bytes:
                 await self._refuse(scope, receive, send)
                 return
+        if not _is_text(b"".join(message.get("body", b"") for message in messages)):
+            what = "The body holds half of a surrogate pair, which is no character."
+            refusal = ApiError(400, "invalid_json", what, "Send well-formed text.")
+            await response(refusal)(scope, receive, send)
+            return
         pending = iter(messages)
 
         async def replay() -> Message:

@@ -29,6 +29,8 @@ from posteriori.seams import Engine
 
 T = TypeVar("T")
 
+FILTER_QUEUE = 64
+"""Particle filters and scores that may wait; a filter takes seconds."""
 POLICIES_KEPT = 4
 SELF_TEST_TOKENS = 4
 SCORING_QUEUE = 512
@@ -96,7 +98,7 @@ class Service:
         )
         self.in_flight = InFlight(settings.max_requests_in_flight)
         self.scoring = Worker.start("scoring", settings.threads, SCORING_QUEUE)
-        self.filters = Worker.start("filters", settings.threads, 16)
+        self.filters = Worker.start("filters", settings.threads, FILTER_QUEUE)
         self._policies: OrderedDict[str, LanguageModel] = OrderedDict()
 
     def start(self) -> None:

@@ -43,6 +43,10 @@ def declared(**changes: Any) -> dict[str, Any]:
         (SAMPLES, {"run": "r", "prompt": "dog", **X}, 422, "two_prompts", "prompt"),
         (SAMPLES, {"run": "r", "x": " the cat" * 70}, 422, "too_long", "fields"),
         (SAMPLES, {"run": "r", "nn": 4}, 422, "unknown_key", "nn"),
+        (SAMPLES, declared(max_tokens=0), 422, "invalid_field", "problem.max_tokens"),
+        (SAMPLES, declared(max_toekns=1), 422, "unknown_key", "problem.max_toekns"),
+        (SAMPLES, {"run": "r", "version": "first"}, 422, "invalid_field", "version"),
+        ("/v1/posterior/score", {"run": "r", "z": [1]}, 422, "invalid_field", "z.0"),
         (SAMPLES, {"run": "r", "n": 0}, 422, "invalid_field", "n"),
         (SAMPLES, {"run": "r", "n": 4097}, 422, "invalid_field", "n"),
         (SAMPLES, {"run": "r", "problem": "long", "n": 4000}, 422, "too_many_tokens", "n"),
@@ -81,8 +85,8 @@ def declared(**changes: Any) -> dict[str, Any]:
             "problem.constraint.words",
         ),
         (SAMPLES, declared(kind="constrained", constraint={"regex": "("}), 422, "invalid", None),
-        (SAMPLES, {"run": "r", "x": "\ud800"}, 422, "invalid", None),
-        ("/v1/runs", {"run_file": {"\ud800": 1}}, 422, "invalid_run_file", "run_file"),
+        (SAMPLES, {"run": "r", "x": "a \ud800"}, 400, "invalid_json", None),
+        ("/v1/runs", {"run_file": {"\udfff": 1}}, 400, "invalid_json", None),
         ("/v1/runs", {"run_file": "[" * 1000}, 422, "invalid_run_file", "run_file"),
         (
             SAMPLES,
@@ -130,6 +134,14 @@ def test_refused(
     assert (response.status_code, error["code"], error["field"]) == (status, code, field), error
     assert error["problem"] and error["fix"]
     assert "NaN" not in response.text
+
+
+def test_a_whole_surrogate_pair_is_text(service: Running) -> None:
+    content = json.dumps({"run": "r", "x": " the \U0001f408", "n": 1})
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(service.url + SAMPLES, content=content, headers=headers)
+    assert response.status_code == 200
+    assert response.json()["fields"]["x"] == " the \U0001f408"
 
 
 def test_suggestions(service: Running) -> None:

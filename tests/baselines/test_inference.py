@@ -75,13 +75,13 @@ def test_resampling_nears_the_posterior_and_best_of_n_its_mode(soft_lm: Language
     problem = build(soft_lm, **KINDS["constrained"], max_tokens=3)
     posterior, prompt = exact(problem), problem.prompts[0]
     tv = [
-        weighted_tv(problem, importance.sir(problem, prompt, 250, 0, candidates=candidates))
+        weighted_tv(problem, importance.sir(problem, prompt, 150, 0, candidates=candidates))
         for candidates in (1, 4, 32)
     ]
     assert tv == sorted(tv, reverse=True) and tv[-1] < tv[0] / 2
-    best = importance.best_of_n(problem, prompt, 50, 0, candidates=64)
+    best = importance.best_of_n(problem, prompt, 20, 0, candidates=64)
     mode = posterior.tree.tokens(int(posterior.top(1)[0]))
-    assert sum(z == mode for z in best.tokens) > 25
+    assert sum(z == mode for z in best.tokens) > 10
 
 
 def test_rejection_is_exact_and_its_bound_is_checked(soft_lm: LanguageModel) -> None:

@@ -2,8 +2,8 @@
 
 Three posteriors over the same words, told apart by what the policy sees before Z: a sharpened
 continuation, an infilling (the policy sees Y first), and a hard constraint. A policy is trained on
-each alone, and on all three in one run, once with the steps of one and once with three times as
-many. Every figure is exact, on X's held out of training.
+each alone, and on all three in one run of as many steps: a third of them for each. Every figure is
+exact, on X's held out of training.
 """
 
 from __future__ import annotations
@@ -77,20 +77,17 @@ def config(tasks: Sequence[str], steps: int, seed: int) -> RunConfig:
 
 
 def run(trial: Trial) -> list[Row]:
-    """One seed: the base LM and five policies on the new X's of all three problems."""
+    """One seed: the base LM and four policies on the new X's of all three problems."""
     everything = config(TASKS, 1, trial.seed)
     lm = LanguageModel.load(everything.model)
     cases = exact_cases(build_problems(everything, lm), 5000)
     steps = 4 if trial.quick else STEPS
     rows = [Row("base LM", _metrics(cases, lm))]
     trainings: list[tuple[str, tuple[str, ...], int]] = [(task, (task,), steps) for task in TASKS]
-    trainings += [
-        ("all three", TASKS, steps),
-        ("all three, three times the steps", TASKS, 3 * steps),
-    ]
+    trainings.append(("all three", TASKS, steps))
     for name, tasks, length in trainings:
         settings = config(tasks, length, trial.seed)
-        directory = trial.directory / name.replace(" ", "-").replace(",", "")
+        directory = trial.directory / name.replace(" ", "-")
         trained = train_locally(settings, directory=directory, lm=lm)
         rows.append(Row(f"trained on {name}", _metrics(cases, trained.policy())))
         trial.console.print(f"{rows[-1].method}: {trained.seconds:.0f} s", highlight=False)
@@ -114,7 +111,7 @@ def claims(summary: Summary) -> list[Claim]:
     def kl(method: str, task: str) -> float:
         return summary[method][f"kl_{task}"].mean
 
-    many = "trained on all three, three times the steps"
+    many = "trained on all three"
     return [
         Claim(
             "the policy of each posterior is at least 5x nearer to it than the base LM, on new X",
@@ -130,9 +127,9 @@ def claims(summary: Summary) -> list[Claim]:
             ),
         ),
         Claim(
-            "one policy of all three, with as many steps for each, is at least 5x nearer to each "
-            "than the base LM",
-            all(5 * kl(many, task) <= kl("base LM", task) for task in TASKS),
+            "one policy of all three, with a third of the steps for each, is at least 3x nearer to "
+            "each than the base LM",
+            all(3 * kl(many, task) <= kl("base LM", task) for task in TASKS),
         ),
     ]
 

@@ -37,7 +37,7 @@ def test_questions_have_digits_for_results_and_right_answers() -> None:
 
 
 def test_a_chain_is_scored_as_the_text_it_stands_for(pocket: LanguageModel, tmp_path: Path) -> None:
-    (problem,) = build_problems(em.config(trial(tmp_path), "joint"), pocket)
+    (problem,) = build_problems(em.config(trial(tmp_path)), pocket)
     prompt = problem.prompts[0]
     moves = problem.moves(prompt)
     assert moves.count() == em.CHAINS
@@ -87,14 +87,13 @@ def results(name: str, rows: dict[str, dict[str, float]]) -> Results:
 
 def em_rows(gap: float, new: float) -> dict[str, dict[str, float]]:
     return {
-        f"{name}, {done} M steps": {
+        f"{done} M steps": {
             "evidence": -3.0 + done,
             "bound": -3.0 + done - gap,
             "bound_se": 0.01,
             "gap": gap,
             "evidence_new": -3.0 + new * done,
         }
-        for name in em.OBJECTIVES.values()
         for done in range(em.ROUNDS + 1)
     }
 
@@ -105,9 +104,7 @@ def transfer_rows(own: float, other: float, many: float) -> dict[str, dict[str, 
         rows[f"trained on {mine}"] = {
             f"kl_{task}": own if task == mine else other for task in transfer.TASKS
         }
-    for name in ("trained on all three", "trained on all three, three times the steps"):
-        rows[name] = {f"kl_{task}": many for task in transfer.TASKS}
-    return rows
+    return rows | {"trained on all three": {f"kl_{task}": many for task in transfer.TASKS}}
 
 
 def tree_rows(tv: float, kl: float) -> dict[str, dict[str, float]]:

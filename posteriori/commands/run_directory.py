@@ -25,7 +25,8 @@ class RunDirectory:
     embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
     ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
     ``reward/`` · ``early-adapters/`` the last that was still far from each posterior · ``oracle/`` ·
-    ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/``.
+    ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/`` · of a run that the service launched,
+    ``launched.yaml``, its run file, and ``train.log``.
     """
 
     path: Path

@@ -20,8 +20,8 @@ from posteriori.rewards import ProductReward
 
 ANSWER_CHAINS = 64
 
-NUMBER = re.compile(r" The answer is -?\d+\.")
-NUMBERS = tuple(f" The answer is {value}." for value in range(-4, 13))
+NUMBER = re.compile(r"\. The answer is -?\d+\.")
+NUMBERS = tuple(f". The answer is {value}." for value in range(-4, 13))
 """Answers of sums and differences of digits up to 6; the right one and its near misses are among them."""
 
 

@@ -20,8 +20,8 @@ from api.errors import ApiError, unknown
 from api.host import Adapter
 from posteriori.commands.run_control import NotLive, RunControl
 from posteriori.config import RunConfig
-from posteriori.messages import AdapterInfo
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from posteriori.run_messages import AdapterInfo
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 ADAPTERS_KEPT = 64

@@ -16,25 +16,27 @@ from pydantic import BaseModel, ValidationError
 from posteriori.config import ProblemConfig
 from posteriori.errors import UserError
 from posteriori.messages import (
-    ActorsInfo,
-    AdapterList,
     ErrorBody,
-    History,
-    LaunchRequest,
     PosteriorSample,
     PredictiveRequest,
     PredictiveResponse,
     ProblemList,
-    RunEvent,
-    RunInfo,
-    RunList,
     SamplesEnd,
     SamplesRequest,
     SamplesResponse,
-    ScaleRequest,
     ScoreRequest,
     ScoreResponse,
     Version,
+)
+from posteriori.run_messages import (
+    ActorsInfo,
+    AdapterList,
+    History,
+    LaunchRequest,
+    RunEvent,
+    RunInfo,
+    RunList,
+    ScaleRequest,
 )
 
 M = TypeVar("M", bound=BaseModel)

@@ -22,19 +22,14 @@ from pydantic import BaseModel
 from posteriori import calls
 from posteriori.calls import Call, PredictiveOptions, SamplesOptions, TargetOptions
 from posteriori.messages import (
-    ActorsInfo,
-    AdapterList,
-    History,
     PosteriorSample,
     PredictiveResponse,
     ProblemList,
-    RunEvent,
-    RunInfo,
-    RunList,
     SamplesEnd,
     SamplesResponse,
     ScoreResponse,
 )
+from posteriori.run_messages import ActorsInfo, AdapterList, History, RunEvent, RunInfo, RunList
 
 __all__ = ["AsyncClient", "Client", "ServiceError"]
 

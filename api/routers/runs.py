@@ -21,7 +21,7 @@ from api.routers.common import TheService
 from api.service import Service
 from posteriori.commands.run_control import NotLive, RunControl
 from posteriori.errors import StorageUnreachable
-from posteriori.messages import (
+from posteriori.run_messages import (
     ActorsInfo,
     AdapterList,
     History,

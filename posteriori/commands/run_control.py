@@ -20,7 +20,7 @@ from posteriori import config as run_file
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import RunConfig
 from posteriori.errors import StorageUnreachable, UserError
-from posteriori.messages import (
+from posteriori.run_messages import (
     ActorInfo,
     ActorsInfo,
     History,

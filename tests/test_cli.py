@@ -62,7 +62,9 @@ def test_dry_run_prints_the_resolved_file_and_starts_nothing(run: Any, tmp_path:
     status, output, _ = run("train", "FILE", "--dry-run")
     assert status == 0
     assert "capacity_bytes: 268435456" in output  # a default, resolved
-    assert "# p: 1 prompts, up to 14 legal Z, exact oracle" in output
+    assert "# p: 1 prompts, 0 held out, 0 gold Z, up to 14 legal Z, exact oracle" in " ".join(
+        output.split()
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -77,7 +79,7 @@ def test_dry_run_prints_the_resolved_file_and_starts_nothing(run: Any, tmp_path:
         ({"problem": {"min_tokens": 9}}, "min_tokens (9) is greater than max_tokens (3)"),
         ({"learner": {"lora_rank": 7}}, "nearest rank it serves is 8"),
         ({"learner": {"lora_targets": ["lm_head"]}}, "lm_head"),
-        ({"problem": {"prompts": "nowhere.jsonl"}}, "Cannot read prompts from nowhere.jsonl"),
+        ({"problem": {"prompts": "nowhere.jsonl"}}, "Cannot read nowhere.jsonl: No such file"),
     ],
 )
 def test_mistakes_are_found_before_anything_starts(

@@ -215,11 +215,11 @@ def rationales(
     if em:
         (_, answers), *_ = problem.reward.answer.terms  # type: ignore[attr-defined]
     found = label_by_chains(run.policy(), answers, problem, test, seed)
-    last = run.history[-1]
+    losses = [row["loss"] for row in run.history if "loss" in row]
     return {
         **found,
         "trajectories": float(run.trajectories),
-        "loss": last.get("loss", float("nan")),
+        "loss": losses[-1],
     }
 
 

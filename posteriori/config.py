@@ -27,7 +27,7 @@ class Section(BaseModel):
     def changes(self, key: str) -> bool:
         """Has `key` another value than its default? A resolved run file names the defaults too."""
         value: object = getattr(self, key)
-        return value != type(self).model_fields[key].default
+        return bool(value != type(self).model_fields[key].default)
 
 
 class RewardTerm(Section):

@@ -66,10 +66,12 @@ def test_a_second_owner_is_refused(own_server: EmbeddedServer) -> None:
     assert connect(own_server.url).ping()
 
 
+# A shell that starts the tests in the background has its children ignore Ctrl-C.
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from replay.server import EmbeddedServer, connect
+signal.signal(signal.SIGINT, signal.default_int_handler)
 server = EmbeddedServer(Path(sys.argv[1]), capacity_bytes=2**20)
 connect(server.start()).set("key", "saved")
 print(server.pid, flush=True)
@@ -113,7 +115,7 @@ def test_ctrl_c_reaches_the_owner_and_not_the_server(
     assert os.getpgid(server_process.pid) != os.getpgid(owner.pid)
     assert os.getsid(server_process.pid) != os.getsid(owner.pid)
     os.killpg(os.getpgid(owner.pid), signal.SIGINT)
-    owner.wait()
+    owner.wait(30)
     server_process.wait(30)  # it ends because its owner did
     assert psutil.wait_procs([supervisor], timeout=30)[1] == []
     assert not socket.parent.exists()

@@ -24,7 +24,7 @@ class RunDirectory:
     ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``redis/`` the
     embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
     ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
-    ``reward/`` · ``early-adapters/`` the last that was still far from each posterior · ``oracle/`` ·
+    ``reward/`` · ``early-adapters/`` the first seen far from each posterior · ``oracle/`` ·
     ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/`` · of a run that the service launched,
     ``launched.yaml``, its run file, and ``train.log``.
     """

@@ -266,7 +266,7 @@ def _assess(
 
 
 def _weight_check(run: LoadedRun, case: Case, engine: Engine) -> WeightCheck:
-    """Do weights correct the last adapter that was still far off (the base LM if none was kept)?"""
+    """Do weights correct the first adapter that was far off (the base LM if none was kept)?"""
     early = run.directory.early_adapter(case.name)
     version, sampler = 0, run.base
     if early.exists():

@@ -102,13 +102,19 @@ class Watch:
                 self._keep_early_adapters(metrics)
 
     def _keep_early_adapters(self, metrics: Mapping[str, float]) -> None:
-        """Keep, for each X, the last adapter that was still far from the posterior."""
+        """Keep, for each X, the first trained adapter seen far from the posterior.
+
+        The last one would often have the right marginals by then, and be wrong elsewhere alone.
+        """
+        if metrics["step"] == 0:
+            return  # that one is the base LM still
         version = int(metrics.get("version", 0))
         for key, value in metrics.items():
-            far = key.startswith("tv/") and value >= UNDER_TRAINED_TV
-            if far and version in self._adapters.versions():
-                name = key.removeprefix("tv/")
-                export(self._adapters, version, self._directory.early_adapter(name))
+            if not key.startswith("tv/") or value < UNDER_TRAINED_TV:
+                continue
+            kept = self._directory.early_adapter(key.removeprefix("tv/"))
+            if not kept.exists() and version in self._adapters.versions():
+                export(self._adapters, version, kept)
 
     def _read_components(self) -> None:
         now = time.monotonic()

@@ -267,14 +267,14 @@ def markdown(experiment: Experiment, results: Results) -> str:
     summary = results.summary()
     header = ["method", *(column.heading for column in experiment.columns)]
     lines = [
-        "| " + " | ".join(cells) + " |"
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         for cells in (header, ["---"] * len(header), *_table(experiment, summary))
     ]
     minutes = np.mean(list(results.seconds.values())) / 60
     lines += [
         "",
         f"`{command(experiment, results)}`: mean ± standard deviation over {len(results.trials)} "
-        f"seeds, {minutes:.1f} minutes a seed on {results.hardware}.",
+        f"seed{'s' * (len(results.trials) > 1)}, {minutes:.1f} minutes a seed on {results.hardware}.",
         "",
         *(
             f"- {'holds' if claim.holds else '**does not hold**'}: {claim.text}"

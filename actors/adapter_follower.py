@@ -53,13 +53,25 @@ class AdapterFollower:
                 shutil.rmtree(self._paths.pop(version), ignore_errors=True)
         if len(self._engine.adapter_versions) == ADAPTER_SLOTS:
             return False  # long requests hold old versions: a later poll finds them finished
-        try:
-            path = self._store.fetch(latest, self._directory)
-        except UserError:
-            if self._store.latest() > latest:
-                return False  # pruned meanwhile: the next poll takes the newer one
-            raise
+        path = fetch_unless_pruned(self._store, latest, self._directory)
+        if path is None:
+            return False
         self._engine.add_adapter(latest, path)
         self._paths[latest] = path
         self.version = latest
         return True
+
+
+def fetch_unless_pruned(store: AdapterStore, version: int, directory: Path) -> Path | None:
+    """The version's files below ``directory``; None if a newer one has meanwhile taken its place.
+
+    Raises:
+        UserError: the version is gone, and there is no newer one.
+        CorruptPayload, StorageUnreachable: from the store.
+    """
+    try:
+        return store.fetch(version, directory)
+    except UserError:
+        if store.latest() > version:
+            return None
+        raise

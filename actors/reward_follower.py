@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from posteriori.errors import UserError
+from actors.adapter_follower import fetch_unless_pruned
 from posteriori.fitted_reward import FittedReward
 from posteriori.seams import AdapterStore
 
@@ -36,12 +36,9 @@ class RewardFollower:
         latest = self._store.latest()
         if latest <= self._reward.version:
             return False
-        try:
-            path = self._store.fetch(latest, self._directory)
-        except UserError:
-            if self._store.latest() > latest:
-                return False  # pruned meanwhile: the next poll takes the newer one
-            raise
+        path = fetch_unless_pruned(self._store, latest, self._directory)
+        if path is None:
+            return False
         self._reward.use(path, latest)
         shutil.rmtree(path, ignore_errors=True)  # the weights are in memory
         return True

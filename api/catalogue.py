@@ -19,7 +19,7 @@ from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.messages import Target
 from posteriori.problems import Problem, build_problem, build_problems, needed_fields
-from posteriori.rewards import ProductReward
+from posteriori.rewards import likelihoods
 from posteriori.seams import Prompt
 
 DECLARED_KEPT = 32
@@ -181,7 +181,7 @@ class Catalogue:
 
     def _check_length(self, problem: Problem, prompt: Prompt, known_reward: bool) -> None:
         size = len(problem.policy_ids(prompt)) + max(problem.moves(prompt).longest, 1)
-        product = likelihoods(problem)
+        product = likelihoods(problem.reward)
         if known_reward and product is not None:
             size = max(size, product.longest(prompt))
         if size > self.base.context_tokens:
@@ -191,14 +191,6 @@ class Catalogue:
                 "Shorten X, or lower max_tokens.",
                 "fields",
             )
-
-
-def likelihoods(problem: Problem) -> ProductReward | None:
-    """The product of likelihoods in a reward, below the factors that multiply it."""
-    reward: object = problem.reward
-    while reward is not None and not isinstance(reward, ProductReward):
-        reward = getattr(reward, "base", None)
-    return reward
 
 
 def _prompt(problem: Problem, config: ProblemConfig, target: Target) -> tuple[Prompt, bool]:

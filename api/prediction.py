@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from api import sampling
-from api.catalogue import Resolved, likelihoods
+from api.catalogue import Resolved
 from api.errors import wrong
 from api.service import Service
 from posteriori import predictive, templates
@@ -16,6 +16,7 @@ from posteriori.config import ProblemConfig, RewardTerm
 from posteriori.lm import LanguageModel
 from posteriori.messages import Answer, PredictiveRequest, PredictiveResponse, Warned
 from posteriori.problems.reasoning import ANSWER
+from posteriori.rewards import likelihoods
 
 
 def answer_term(config: ProblemConfig) -> RewardTerm:
@@ -39,7 +40,7 @@ def answer_term(config: ProblemConfig) -> RewardTerm:
 
 def _answering(resolved: Resolved) -> LanguageModel:
     """The LM whose p(y | x, z) log R holds: the base LM, or what an M step has made of it."""
-    product = likelihoods(resolved.problem)
+    product = likelihoods(resolved.problem.reward)
     for term, lm in product.terms if product is not None else ():
         if "y" in templates.fields(term.target):
             return lm

@@ -7,7 +7,7 @@ there. Versions are those of its adapter store; 0 is the base LM without an adap
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,8 @@ from posteriori.config import RewardTerm
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.problems import Problem
-from posteriori.rewards import ProductReward, ScoredText
-from posteriori.seams import Prompt, Reward
+from posteriori.rewards import ProductReward, ScoredText, layers, likelihoods
+from posteriori.seams import Prompt
 
 Objective = Literal["y_given_xz", "joint"]
 
@@ -58,7 +58,7 @@ class FittedReward:
                 models += [model] if all(model is not other for other in models) else []
             self._products.append(product)
             self._terms[problem.name] = found
-            answers = (getattr(layer, "answer", None) for layer in _layers(problem.reward))
+            answers = (getattr(layer, "answer", None) for layer in layers(problem.reward))
             self._answers += [answer for answer in answers if isinstance(answer, ProductReward)]
         if not models:
             raise UserError(
@@ -100,18 +100,10 @@ class FittedReward:
         return [product.scored_text(i, prompt, sequence) for i in self._terms[problem]]
 
 
-def _layers(reward: Reward) -> Iterator[Reward]:
-    """A reward and what it is built on: factors keep what they multiply as ``base``."""
-    layer: Reward | None = reward
-    while layer is not None:
-        yield layer
-        layer = getattr(layer, "base", None)
-
-
 def _product(problem: Problem) -> ProductReward:
-    for layer in _layers(problem.reward):
-        if isinstance(layer, ProductReward):
-            return layer
+    product = likelihoods(problem.reward)
+    if product is not None:
+        return product
     raise UserError(
         f"The reward of problem {problem.name!r} is no product of likelihoods, which M steps fit.",
         "Build it on a ProductReward (a factor around one keeps it as `base`), or leave out `em`.",

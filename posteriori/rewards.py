@@ -8,7 +8,7 @@ token tree gives in the same forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -257,6 +257,19 @@ def _renormalisation(
     if layout.stop_scored:
         correction -= log_mass
     return correction
+
+
+def layers(reward: Reward) -> Iterator[Reward]:
+    """A reward and what it is built on: factors keep what they multiply as ``base``."""
+    layer: Reward | None = reward
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "base", None)
+
+
+def likelihoods(reward: Reward) -> ProductReward | None:
+    """The product of likelihoods in a reward, below the factors that multiply it; None: it has none."""
+    return next((layer for layer in layers(reward) if isinstance(layer, ProductReward)), None)
 
 
 def draw_marks(

@@ -15,9 +15,8 @@ from experiments.tree_of_thoughts.plot import draw
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
-from posteriori.metrics import log_sum_exp
 from posteriori.oracle.cases import Case, exact_cases
-from posteriori.oracle.enumeration import FloatArray
+from posteriori.oracle.enumeration import FloatArray, fidelity
 from posteriori.problems import build_problems
 from posteriori.thoughts import parse as parse_tree
 
@@ -104,13 +103,14 @@ def _metrics(
 ) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for case, log_p in scored:
+        distance = fidelity(case.exact, log_p)
         p = np.exp(log_p)
         of_leaves = leaves[case.prompt.id]
         values = {
-            "tv": 0.5 * float(np.abs(p - np.exp(case.exact.log_sigma)).sum()),
-            "kl": float(p[p > 0] @ (log_p - case.exact.log_sigma)[p > 0]),
-            "kl_posterior": float(np.exp(case.exact.log_sigma) @ (case.exact.log_sigma - log_p)),
-            "ess": float(np.exp(-log_sum_exp(2 * case.exact.log_sigma - log_p))),
+            "tv": distance.total_variation,
+            "kl": distance.kl_q_posterior,
+            "kl_posterior": distance.kl_posterior_q,
+            "ess": distance.ess_fraction,
             "branching": float(p[of_leaves > 1].sum()),
         }
         for key, value in values.items():

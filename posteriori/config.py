@@ -393,6 +393,25 @@ class EmConfig(Section):
     prompts_per_step: int = Field(default=32, ge=1)
 
 
+class PlacementConfig(Section):
+    """What the parts of a run take of a Ray cluster; checked before anything starts.
+
+    The first ``gpu_actors`` rollout actors alive (None: all) take ``sampling.gpus_per_actor`` GPUs each,
+    a fraction shares one; the others sample on the CPU. An actor takes ``actor_cpus`` (None:
+    ``sampling.threads``), the learner ``learner_cpus`` and ``learner_gpus`` (None: 1 if
+    ``learner.device`` says cuda, or says auto and the actors leave one) on one node, reserved for it.
+    ``actors`` says whether Ray spreads them over nodes or packs them. A cluster that grows by itself
+    gets ``wait_seconds`` to make room before the run is refused.
+    """
+
+    actors: Literal["spread", "pack"] = "spread"
+    actor_cpus: float | None = Field(default=None, gt=0)
+    gpu_actors: int | None = Field(default=None, ge=0)
+    learner_cpus: float = Field(default=1.0, gt=0)
+    learner_gpus: int | None = Field(default=None, ge=0)
+    wait_seconds: float = Field(default=0.0, ge=0)
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -407,6 +426,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
+    placement: PlacementConfig = PlacementConfig()
     em: EmConfig | None = None
 
     @model_validator(mode="after")
@@ -440,6 +460,16 @@ class RunConfig(Section):
                 f"groups in flight move {needed} trajectories at a time: actors and learner would wait "
                 "for each other for ever"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _placed(self) -> RunConfig:
+        if self.placement.gpu_actors and self.sampling.gpus_per_actor == 0:
+            raise ValueError(
+                f"placement.gpu_actors is {self.placement.gpu_actors}, but sampling.gpus_per_actor is 0"
+            )
+        if self.placement.learner_gpus == 0 and self.learner.device.startswith("cuda"):
+            raise ValueError("learner.device is cuda, but placement.learner_gpus is 0")
         return self
 
     @property

@@ -15,16 +15,13 @@ FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 """A cluster that lost a node is tried again within a minute of having room."""
 
-QUICK_DEATH_SECONDS = 120.0
-"""An actor that lived less has probably not sampled: loading a model and an engine takes as long."""
-
-QUARANTINE_AFTER_QUICK_DEATHS = 4
-"""In a row: more of the same will not help, and every start costs half a minute of a core."""
+QUARANTINE_AFTER_FAILED_STARTS = 4
+"""Deaths in a row of actors that had stored nothing: more of the same will not help, and every start
+costs half a minute of a core. Actors that are killed at work are replaced for ever."""
 
 
 @dataclass
 class _Member:
-    started_seconds: float
     stopping: bool = False
 
 
@@ -51,7 +48,7 @@ class ActorPool:
         self._started = 0
         self._to_replace = 0
         self._not_before_seconds = 0.0
-        self._quick_deaths = 0
+        self._failed_starts = 0
         self.deaths = 0
         """Actors that ended without being asked to."""
         self.restarts = 0
@@ -84,7 +81,7 @@ class ActorPool:
             raise ValueError(f"cannot keep {desired} actors")
         self._desired = desired
         self.quarantine = None
-        self._quick_deaths = 0
+        self._failed_starts = 0
         self._not_before_seconds = 0.0
 
     def plan(self, now_seconds: float) -> Plan:
@@ -104,7 +101,7 @@ class ActorPool:
         for _ in range(missing):
             self._started += 1
             id_ = self._name(self._started)
-            self._members[id_] = _Member(now_seconds)
+            self._members[id_] = _Member()
             start.append(id_)
         self.restarts += self._to_replace
         self._to_replace = 0
@@ -114,13 +111,22 @@ class ActorPool:
         """An actor ended as it was asked to."""
         self._members.pop(actor_id)
 
-    def died(self, actor_id: str, now_seconds: float, cause: str, hopeless: bool = False) -> None:
+    def died(
+        self,
+        actor_id: str,
+        now_seconds: float,
+        cause: str,
+        *,
+        worked: bool = False,
+        hopeless: bool = False,
+    ) -> None:
         """An actor ended without being asked to, or instead of stopping.
 
         Args:
             actor_id: an actor that was alive.
             now_seconds: by the clock of ``plan``.
             cause: the first cause, for people.
+            worked: it had stored trajectories, so its start was no failure.
             hopeless: another one would end the same way: no more are started.
         """
         member = self._members.pop(actor_id)
@@ -128,11 +134,13 @@ class ActorPool:
             return
         self.deaths += 1
         self._to_replace += 1
-        quick = now_seconds - member.started_seconds < QUICK_DEATH_SECONDS
-        self._quick_deaths = self._quick_deaths + 1 if quick else 0
-        backoff = FIRST_BACKOFF_SECONDS * 2.0 ** max(0, self._quick_deaths - 1)
+        self._failed_starts = 0 if worked else self._failed_starts + 1
+        backoff = FIRST_BACKOFF_SECONDS * 2.0 ** max(0, self._failed_starts - 1)
         self._not_before_seconds = now_seconds + min(backoff, LONGEST_BACKOFF_SECONDS)
         if hopeless:
             self.quarantine = cause
-        elif self._quick_deaths >= QUARANTINE_AFTER_QUICK_DEATHS:
-            self.quarantine = f"{self._quick_deaths} actors in a row died soon; the last: {cause}"
+        elif self._failed_starts >= QUARANTINE_AFTER_FAILED_STARTS:
+            self.quarantine = (
+                f"{self._failed_starts} actors in a row died before they stored anything; "
+                f"the last: {cause}"
+            )

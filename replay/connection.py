@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from posteriori.errors import StorageFull, StorageUnreachable, UserError
+from replay.patience import BACKOFF_BASE_SECONDS, BACKOFF_CAP_SECONDS, PatientRetry
 
 SOCKET_TIMEOUT_SECONDS = 30.0
 """A reply later than this counts as a lost connection; a rewrite of a large AOF takes seconds."""
@@ -21,8 +22,6 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 HEALTH_CHECK_SECONDS = 15
 """An idle connection is pinged before use, so a server that restarted is noticed there."""
 RETRIES = 6
-BACKOFF_BASE_SECONDS = 0.05
-BACKOFF_CAP_SECONDS = 2.0
 """Six retries with jitter bridge a restart of the server: a few seconds, never in lockstep."""
 OLDEST_VERSION = (6, 2)
 """The version every script is tested on."""
@@ -33,6 +32,8 @@ def connect(
     *,
     retries: int = RETRIES,
     socket_timeout_seconds: float = SOCKET_TIMEOUT_SECONDS,
+    patience_seconds: float | None = None,
+    on_wait: Callable[[str], object] | None = None,
 ) -> redis.Redis:
     """A client for ``redis://``, ``rediss://`` or ``unix://``, checked to answer and to be usable.
 
@@ -43,12 +44,20 @@ def connect(
         redis_url: address; a password in it is never shown in a message.
         retries: attempts after the first one.
         socket_timeout_seconds: longest wait for a reply.
+        patience_seconds: retry for this long instead, as the parts of a run do; None: ``retries`` times.
+        on_wait: told in a sentence what a patient client waits for; None: it is logged.
 
     Raises:
         StorageUnreachable: nothing answers, or the server refuses the credentials.
         UserError: the URL is malformed, the server is older than 6.2, or its eviction policy may
             delete parts of the buffer.
     """
+    retry: Retry
+    if patience_seconds is None:
+        backoff = ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS)
+        retry = Retry(backoff, retries)
+    else:
+        retry = PatientRetry(without_password(redis_url), patience_seconds, on_wait)
     try:
         client = redis.Redis.from_url(
             redis_url,
@@ -56,10 +65,7 @@ def connect(
             socket_timeout=socket_timeout_seconds,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Retry(
-                ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS),
-                retries,
-            ),
+            retry=retry,
         )
     except ValueError as cause:
         raise UserError(

@@ -152,12 +152,14 @@ class EmbeddedServer:
         """
         if self.alive:
             return self.url
+        first = self._socket_directory is None
         self._acquire()
         try:
             self._start()
         except BaseException:
-            self.stop()
-            raise
+            if first:
+                self.stop()
+            raise  # a later attempt at starting again must find the address that clients know
         return self.url
 
     def stop(self) -> None:

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from actors.pool import (
     FIRST_BACKOFF_SECONDS,
     LONGEST_BACKOFF_SECONDS,
-    QUARANTINE_AFTER_QUICK_DEATHS,
-    QUICK_DEATH_SECONDS,
+    QUARANTINE_AFTER_FAILED_STARTS,
     ActorPool,
     Plan,
 )
 
-LONG = QUICK_DEATH_SECONDS + 1
+LONG = 120.0
 
 
 def test_starts_what_is_missing_once() -> None:
@@ -37,11 +36,11 @@ def test_a_dead_actor_is_replaced_after_a_pause_under_a_new_id() -> None:
     assert (pool.deaths, pool.restarts) == (1, 1)
 
 
-def test_backoff_doubles_up_to_the_cap_while_actors_die_soon() -> None:
+def test_backoff_doubles_up_to_the_cap_while_actors_fail_to_start() -> None:
     pool = ActorPool(1)
     pool.plan(0.0)
     now, pauses = 0.0, []
-    for death in range(QUARANTINE_AFTER_QUICK_DEATHS - 1):
+    for death in range(QUARANTINE_AFTER_FAILED_STARTS - 1):
         pool.died(pool.alive[0], now, "no memory")
         pause = 0.0
         while not pool.plan(now + pause).start:
@@ -52,10 +51,10 @@ def test_backoff_doubles_up_to_the_cap_while_actors_die_soon() -> None:
     assert pool.quarantine is None
 
 
-def test_quarantine_after_quick_deaths_names_the_cause_and_is_lifted_by_scaling() -> None:
+def test_quarantine_after_failed_starts_names_the_cause_and_is_lifted_by_scaling() -> None:
     pool = ActorPool(1)
     now = 0.0
-    for _ in range(QUARANTINE_AFTER_QUICK_DEATHS):
+    for _ in range(QUARANTINE_AFTER_FAILED_STARTS):
         now += LONGEST_BACKOFF_SECONDS
         (actor,) = pool.plan(now).start
         pool.died(actor, now, "out of memory")
@@ -65,16 +64,15 @@ def test_quarantine_after_quick_deaths_names_the_cause_and_is_lifted_by_scaling(
     assert pool.plan(now).start != ()
 
 
-def test_a_long_life_clears_the_record() -> None:
+def test_actors_killed_at_work_are_replaced_for_ever_after_the_shortest_pause() -> None:
     pool = ActorPool(1)
     now = 0.0
-    for _ in range(3 * QUARANTINE_AFTER_QUICK_DEATHS):
-        now += LONGEST_BACKOFF_SECONDS
+    for _ in range(3 * QUARANTINE_AFTER_FAILED_STARTS):
+        now += FIRST_BACKOFF_SECONDS
         (actor,) = pool.plan(now).start
-        now += LONG
-        pool.died(actor, now, "killed")
+        pool.died(actor, now, "killed", worked=True)
     assert pool.quarantine is None
-    assert pool.deaths == 3 * QUARANTINE_AFTER_QUICK_DEATHS
+    assert pool.deaths == 3 * QUARANTINE_AFTER_FAILED_STARTS
     assert pool.restarts == pool.deaths - 1
 
 
@@ -144,3 +142,11 @@ def test_whatever_happens_the_pool_converges_to_the_desired_number(
     pool.scale(pool.desired)  # lifts a quarantine
     pool.plan(now + LONGEST_BACKOFF_SECONDS)
     assert len([a for a in pool.alive if a not in pool.stopping]) == pool.desired
+
+
+def test_all_of_a_large_pool_killed_at_once_are_replaced() -> None:
+    pool = ActorPool(3 * QUARANTINE_AFTER_FAILED_STARTS)
+    for actor in pool.plan(0.0).start:
+        pool.died(actor, 1.0, "killed", worked=True)
+    assert pool.quarantine is None
+    assert len(pool.plan(1.0 + FIRST_BACKOFF_SECONDS).start) == pool.desired

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posteriori import __version__
+from posteriori.cli_cluster import cluster
 from posteriori.cli_service import RunArgument, UrlOption, console, fields_of, one_of, service
 from posteriori.errors import UserError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(service)
+app.add_typer(cluster)
 
 USER_ERROR_STATUS = 2
 
@@ -51,6 +53,9 @@ def train(
         bool, typer.Option(help="Validate everything, print the resolved run file, start nothing.")
     ] = False,
     wandb: Annotated[bool, typer.Option(help="Also log to Weights & Biases.")] = False,
+    runs_directory: Annotated[
+        Path | None, typer.Option("--runs", help="Folder of runs; overrides output_directory.")
+    ] = None,
 ) -> None:
     """Train a policy whose samples follow the posterior of a run file."""
     from posteriori.commands import train as command
@@ -61,6 +66,8 @@ def train(
     config = load(Path(run)) if is_file or not resume else find(run).load()
     if wandb:
         config = config.model_copy(update={"wandb": True})
+    if runs_directory is not None:
+        config = config.model_copy(update={"output_directory": runs_directory})
     if dry_run:
         command.dry_run(config, console)
     elif resume:

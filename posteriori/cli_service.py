@@ -20,6 +20,9 @@ UrlOption = Annotated[
         envvar="POSTERIORI_URL", help="Of a service; default: this machine's folder `runs`."
     ),
 ]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster's dashboard: runs that were submitted to it.")
+]
 L = TypeVar("L", bound=str)
 
 
@@ -113,10 +116,14 @@ def serve(
 
 
 @service.command()
-def runs(url: UrlOption = None) -> None:
-    """List runs: of the folder `runs`, or of a service."""
+def runs(url: UrlOption = None, address: AddressOption = None) -> None:
+    """List runs: of the folder `runs`, of a service, or submitted to a cluster."""
     from posteriori.commands import runs as command
+    from posteriori.commands import submit
 
+    if address is not None:
+        submit.show(submit.Cluster(address).jobs(), console)
+        return
     command.show(command.of(url).runs().runs, console)
 
 
@@ -134,10 +141,14 @@ def scale(
 
 
 @service.command()
-def stop(run: RunArgument, url: UrlOption = None) -> None:
-    """Ask a run to finish its step, save a checkpoint and stop."""
+def stop(run: RunArgument, url: UrlOption = None, address: AddressOption = None) -> None:
+    """Ask a run to finish its step, save a checkpoint and stop; on a cluster also wait for it."""
     from posteriori.commands import runs as command
+    from posteriori.commands import submit
 
+    if address is not None:
+        submit.show([submit.Cluster(address).stop(run)], console)
+        return
     command.show([command.of(url).stop(run)], console)
 
 
@@ -146,8 +157,18 @@ def logs(
     run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run ends.")] = False,
     url: UrlOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Print what a run's driver printed, where a service launched it, and the run's events."""
     from posteriori.commands import runs as command
+    from posteriori.commands import submit
 
+    if address is not None:
+        cluster = submit.Cluster(address)
+        job = cluster.newest(run)
+        if follow:
+            cluster.follow(job, console)
+        else:
+            console.print(cluster.log(job), end="", highlight=False, markup=False)
+        return
     command.show_log(command.of(url), run, follow, console)

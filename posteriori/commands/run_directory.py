@@ -95,6 +95,14 @@ class RunDirectory:
                     "Start a new run under another `run` name.",
                 )
 
+    def refuse_existing(self) -> None:
+        """Raises UserError: there is a run here already."""
+        if self.config_file.exists():
+            raise UserError(
+                f"{self.path} already holds a run.",
+                "Continue it with --resume, or choose another `run` name in the run file.",
+            )
+
     def create(self, config: RunConfig, lm: LanguageModel) -> None:
         """Start a new run here.
 
@@ -105,11 +113,7 @@ class RunDirectory:
         Raises:
             UserError: there is a run here already, or the disk refuses.
         """
-        if self.config_file.exists():
-            raise UserError(
-                f"{self.path} already holds a run.",
-                "Continue it with --resume, or choose another `run` name in the run file.",
-            )
+        self.refuse_existing()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._base_file.write_text(lm.fingerprint, encoding="utf-8")

@@ -7,7 +7,6 @@ checkpoint with the buffer as it was.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from posteriori import config as run_file
 from posteriori.commands import report as report_writer
 from posteriori.commands.adapters import export, export_reward, use_exported_reward
 from posteriori.commands.assessment import WeightCheck, assess, check_weights
+from posteriori.commands.cluster import check_shared_directory, cluster, learner_options
 from posteriori.commands.interrupts import Interrupts
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.progress import ProgressView
@@ -34,8 +34,6 @@ from posteriori.seams import BufferStats, Engine
 
 DRAWS = 4096
 WEIGHT_CHECK_DRAWS = 16_384
-LOGICAL_CPUS = 64
-"""On one machine actors and learner share its cores; Ray is told of more, so that it places them all."""
 
 
 def dry_run(config: RunConfig, console: Console) -> None:
@@ -64,8 +62,10 @@ def start(config: RunConfig, console: Console) -> dict[str, Any]:
     """
     lm, problems = _validated(config)
     directory = RunDirectory(config.directory)
-    directory.create(config, lm)
-    return _run(directory, config, lm, problems, console, resuming=False)
+    directory.refuse_existing()
+    with cluster(config) as place:
+        directory.create(config, lm)
+        return _run(directory, config, lm, problems, console, place, resuming=False)
 
 
 def resume(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -80,8 +80,9 @@ def resume(config: RunConfig, console: Console) -> dict[str, Any]:
     directory.check_resumable(config)
     lm, problems = _validated(config)
     directory.check_base(lm)
-    directory.write_config(config)
-    return _run(directory, config, lm, problems, console, resuming=True)
+    with cluster(config) as place:
+        directory.write_config(config)
+        return _run(directory, config, lm, problems, console, place, resuming=True)
 
 
 def _validated(config: RunConfig) -> tuple[LanguageModel, list[Problem]]:
@@ -104,12 +105,14 @@ def _run(
     lm: LanguageModel,
     problems: list[Problem],
     console: Console,
+    place: Any,
     *,
     resuming: bool,
 ) -> dict[str, Any]:
+    check_shared_directory(place, directory.path)
     interrupts = Interrupts()
     with directory.locked(), interrupts.installed():
-        history, summary = _train(directory, config, problems, console, interrupts, resuming)
+        history, summary = _train(directory, config, problems, console, interrupts, place, resuming)
         console.print("Training is over; assessing the policy.", highlight=False)
         use_exported_reward(directory, config, problems)
         report = _assess(directory, config, lm, problems, history, summary)
@@ -123,6 +126,7 @@ def _train(
     problems: list[Problem],
     console: Console,
     interrupts: Interrupts,
+    place: Any,
     resuming: bool,
 ) -> tuple[list[dict[str, float]], RunSummary]:
     from actors.ray_pool import RayPool
@@ -141,14 +145,13 @@ def _train(
         registry.set_desired_actors(config.sampling.actors)
         adapters = RedisAdapters(client, config.run)
         buffer = RedisBuffer(client, config.run, config.replay)
-        stack.enter_context(_ray())
         pool = RayPool(config, url, registry)
         stack.callback(pool.close)
         pool.reconcile()  # engines start while the oracle is computed
         cases = exact_cases(problems, config.oracle_max_strings, directory.oracle)
         view = ProgressView(console, config.learner.steps, [case.name for case in cases])
         watch = Watch(registry, adapters, buffer, pool, directory, stack.enter_context(view))
-        learner = LearnerActor.remote(
+        learner = LearnerActor.options(**learner_options(place)).remote(
             config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resuming
         )
         watch.follow(learner, interrupts)
@@ -172,26 +175,6 @@ def _redis_url(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
         return
     with EmbeddedServer(directory.redis, replay.capacity_bytes, replay.fsync) as server:
         yield server.url
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """A local Ray that ends with this process, or the cluster that RAY_ADDRESS names."""
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS")
-    resources = {} if address else {"num_cpus": LOGICAL_CPUS}
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        **resources,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _summary(

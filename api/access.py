@@ -1,7 +1,7 @@
 """Who may ask: API keys with scopes, compared in constant time.
 
-Scopes: ``sample`` draws and scores, ``run`` launches, scales and stops runs, ``admin`` does both and reads
-the metrics. Without keys everybody may do everything, which is only accepted where nobody else can connect.
+Scopes: ``sample`` draws and scores, ``run`` launches, scales and stops runs, ``metrics`` reads /metrics,
+``admin`` does all. Without keys everybody may do everything, which is only accepted where nobody else can connect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from api.errors import ApiError
 from api.settings import ServeSettings
 from posteriori.errors import UserError
 
-SCOPES = ("sample", "run", "admin")
+SCOPES = ("sample", "run", "metrics", "admin")
 ENVIRONMENT = "POSTERIORI_API_KEYS"
 LEAST_KEY_CHARACTERS = 16
 

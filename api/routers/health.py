@@ -40,7 +40,7 @@ async def ready(service: TheService) -> Response:
     "/metrics",
     response_class=Response,
     responses={**errors.ERRORS, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    dependencies=[needs("admin")],
+    dependencies=[needs("metrics")],
 )
 async def metrics(request: Request) -> Response:
     """Prometheus metrics of requests, engine, buffers, learners and actors."""

@@ -7,11 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from posteriori.errors import StorageFull, StorageUnreachable, WaitTimeout
+from posteriori.errors import CorruptPayload, StorageFull, StorageUnreachable, WaitTimeout
 from posteriori.seams import Buffer
 from posteriori.trajectory import Trajectory
 
 FIRST_PAUSE_SECONDS = 0.01
+QUARANTINE_AFTER_REJECTIONS = 3
+"""Malformed groups in a row: one may be a flipped bit, three are an engine that is broken."""
+
 LONGEST_PAUSE_SECONDS = 0.5
 """Long enough that a hundred actors ask a few hundred times a second, a trifle to Redis."""
 
@@ -23,6 +26,7 @@ class OutboxCounts:
     inserted: int = 0
     merged: int = 0
     dropped: int = 0
+    rejected: int = 0
 
 
 class Outbox:
@@ -33,6 +37,8 @@ class Outbox:
         capacity_groups: when this many wait, the actor should not begin another group.
         deadline_seconds: how long the buffer may refuse everything before that is an error.
         clock: seconds, monotonic.
+        on_event: called with (kind, message): ``rejected`` for a malformed group, which is dropped,
+            ``quarantined`` when they were too many in a row.
     """
 
     def __init__(
@@ -41,11 +47,14 @@ class Outbox:
         capacity_groups: int,
         deadline_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        on_event: Callable[[str, str], object] | None = None,
     ) -> None:
         self._buffer = buffer
         self._capacity = capacity_groups
         self._deadline_seconds = deadline_seconds
         self._clock = clock
+        self._on_event = on_event or (lambda kind, message: None)
+        self._rejected_in_a_row = 0
         self._groups: deque[list[Trajectory]] = deque()
         self._waiting_since: float | None = None
         self._next_attempt = 0.0
@@ -76,7 +85,8 @@ class Outbox:
 
         Raises:
             WaitTimeout: it has taken nothing for ``deadline_seconds``; names its reason.
-            CorruptPayload: a trajectory is malformed.
+            CorruptPayload: ``QUARANTINE_AFTER_REJECTIONS`` groups in a row were malformed.
+            ProducerQuarantined: the learner has refused too many of this actor's trajectories.
         """
         if self.pause_seconds > 0:
             return
@@ -86,15 +96,29 @@ class Outbox:
                 reason = receipt.wait
             except (StorageFull, StorageUnreachable) as cause:
                 reason = str(cause)
+            except CorruptPayload as cause:
+                self._reject(cause)
+                continue
             if reason is not None:
                 self._wait(reason)
                 return
             self._groups.popleft()
+            self._rejected_in_a_row = 0
             self.counts.inserted += receipt.inserted
             self.counts.merged += receipt.merged
             self.counts.dropped += receipt.dropped
             self.reason = self._waiting_since = None
             self._pause = FIRST_PAUSE_SECONDS
+
+    def _reject(self, cause: CorruptPayload) -> None:
+        """Drop the group; too many in a row end the actor, and another one takes its place."""
+        self.counts.rejected += len(self._groups.popleft())
+        self._rejected_in_a_row += 1
+        self._on_event("rejected", str(cause))
+        if self._rejected_in_a_row >= QUARANTINE_AFTER_REJECTIONS:
+            what = f"{self._rejected_in_a_row} groups in a row were malformed; the last: {cause.problem}"
+            self._on_event("quarantined", what)
+            raise CorruptPayload(what, cause.fix) from cause
 
     def _wait(self, reason: str) -> None:
         now = self._clock()

@@ -87,7 +87,7 @@ class Rollout:
 
         config, sampling = self._config, self._config.sampling
         torch.set_num_threads(sampling.threads)
-        client = connect(self._redis_url)
+        client = connect(self._redis_url, patience_seconds=config.replay.deadline_seconds)
         registry = RunRegistry(client, config.run)
         registry.beat(self._actor_id, {"state": "starting"})
         device = "cuda" if sampling.gpus_per_actor > 0 else "cpu"
@@ -135,6 +135,7 @@ class Rollout:
                     settle=lambda: registry.settle(TASK),
                 ),
                 rewards=rewards,
+                on_event=lambda kind, what: registry.event(kind, what, actor=self._actor_id),
             )
             self._worker.run(self._stop.is_set)
         except RewardError as cause:

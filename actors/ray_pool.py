@@ -14,15 +14,24 @@ from actors.ray_actor import RolloutActor
 from posteriori.config import RunConfig
 from posteriori.errors import (
     CorruptPayload,
+    ProducerQuarantined,
     StorageFull,
     StorageUnreachable,
     UserError,
     WaitTimeout,
 )
-from replay.registry import RunRegistry
+from posteriori.placement import actor_room, gpu_actors
+from replay.registry import Component, RunRegistry
+
+STRATEGIES = {"spread": "SPREAD", "pack": "DEFAULT"}
+"""Ray's words: DEFAULT fills nodes that are in use before it takes another one."""
 
 HUNG_SECONDS = 120.0
 """A sampling actor beats every few seconds; one this silent is stuck in a kernel or a lock."""
+
+LONGEST_SILENT_GAP_SECONDS = 5.0
+"""No more than this counts as silence between two looks: where the pool itself could not look, because
+Redis was away, the actors could not beat."""
 
 STARTUP_SECONDS = 900.0
 """From submission to the first heartbeat of a sampling actor: a cluster may have to add a node."""
@@ -30,7 +39,7 @@ STARTUP_SECONDS = 900.0
 STOP_GRACE_SECONDS = 20.0
 """To finish a turn and to store what is finished."""
 
-_PASSING = (WaitTimeout, StorageFull, StorageUnreachable, CorruptPayload)
+_PASSING = (WaitTimeout, StorageFull, StorageUnreachable, CorruptPayload, ProducerQuarantined)
 """User errors that another actor may be spared."""
 
 
@@ -40,7 +49,14 @@ class _Handle:
     end: Any
     """Reference of ``run()``: resolves or raises when the actor ends."""
     started_seconds: float
+    on_gpu: bool
     stopping_seconds: float | None = None
+    beat: Component | None = None
+    """The newest heartbeat seen."""
+    silent_seconds: float = 0.0
+    """For how long none came, by the pool's own clock."""
+    worked: bool = False
+    """Whether it has stored trajectories."""
 
 
 class RayPool:
@@ -55,7 +71,6 @@ class RayPool:
         redis_url: of the run's Redis, reachable from every node.
         registry: of the run.
         desired: actors wanted; None: ``config.sampling.actors``.
-        cpus_per_actor: for Ray's placement; None: ``config.sampling.threads``.
     """
 
     def __init__(
@@ -65,12 +80,10 @@ class RayPool:
         registry: RunRegistry,
         *,
         desired: int | None = None,
-        cpus_per_actor: float | None = None,
     ) -> None:
         self._config = config
         self._redis_url = redis_url
         self._registry = registry
-        self._cpus = config.sampling.threads if cpus_per_actor is None else cpus_per_actor
         # Ids of an earlier attempt at the run are in the buffer: never use them again.
         attempt = secrets.token_hex(2)
         self.state = ActorPool(
@@ -78,6 +91,7 @@ class RayPool:
             lambda number: f"actor-{attempt}-{number}",
         )
         self._handles: dict[str, _Handle] = {}
+        self._looked_seconds = time.monotonic()
 
     def scale(self, desired: int) -> None:
         """Want another number of actors; takes effect at the next :meth:`reconcile`."""
@@ -96,6 +110,7 @@ class RayPool:
             desired = 0
         if desired is not None and desired != self.state.desired:
             self.state.scale(desired)
+        self._read_beats(time.monotonic())
         self._notice_ends(now)
         self._kill_hung(now)
         self._follow_plan(now)
@@ -121,14 +136,23 @@ class RayPool:
             self._handles[actor_id].actor.stop.remote()
 
     def _start(self, actor_id: str, now: float) -> None:
-        sampling = self._config.sampling
-        threads = str(sampling.threads)
+        config = self._config
+        alive = len(self._handles) + 1
+        holding = sum(handle.on_gpu for handle in self._handles.values())
+        on_gpu = holding < gpu_actors(config, alive)
+        if not on_gpu:
+            sampling = config.sampling.model_copy(update={"gpus_per_actor": 0.0})
+            placement = config.placement.model_copy(update={"gpu_actors": None})
+            config = config.model_copy(update={"sampling": sampling, "placement": placement})
+        room = actor_room(config, on_gpu)
+        threads = str(config.sampling.threads)
         actor = RolloutActor.options(
-            num_cpus=self._cpus,
-            num_gpus=sampling.gpus_per_actor,
+            num_cpus=room.cpus,
+            num_gpus=room.gpus,
+            scheduling_strategy=STRATEGIES[config.placement.actors],
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-        ).remote(self._config.model_dump(mode="json"), self._redis_url, actor_id)
-        self._handles[actor_id] = _Handle(actor, actor.run.remote(), now)
+        ).remote(config.model_dump(mode="json"), self._redis_url, actor_id)
+        self._handles[actor_id] = _Handle(actor, actor.run.remote(), now, on_gpu)
         self._registry.event("actor_started", f"Rollout actor {actor_id} starts.", actor=actor_id)
 
     def _notice_ends(self, now: float) -> None:
@@ -145,7 +169,7 @@ class RayPool:
                 cause = getattr(error, "cause", None) or error
                 hopeless = isinstance(cause, UserError) and not isinstance(cause, _PASSING)
                 reason = _first_line(cause)
-                self.state.died(actor_id, now, reason, hopeless)
+                self.state.died(actor_id, now, reason, worked=handle.worked, hopeless=hopeless)
                 self._registry.event(
                     "actor_died",
                     f"Rollout actor {actor_id} died: {reason}",
@@ -161,16 +185,27 @@ class RayPool:
             ray.kill(handle.actor)
             self._registry.forget(actor_id)
 
+    def _read_beats(self, now: float) -> None:
+        components = self._registry.components() if self._handles else {}
+        gap = min(now - self._looked_seconds, LONGEST_SILENT_GAP_SECONDS)
+        self._looked_seconds = now
+        for actor_id, handle in self._handles.items():
+            beat = components.get(actor_id)
+            # Ages grow between two looks, fields of a living actor (its uptime) change with each beat.
+            if beat is None or (handle.beat is not None and beat.fields == handle.beat.fields):
+                handle.silent_seconds += gap
+                continue
+            handle.beat, handle.silent_seconds = beat, 0.0
+            stored = (beat.fields.get(kind) or 0 for kind in ("inserted", "merged", "dropped"))
+            handle.worked = any(stored)
+
     def _kill_hung(self, now: float) -> None:
         """Kill silent actors; the next reconcile notices their end and replaces them."""
-        components = self._registry.components() if self._handles else {}
-        for actor_id, handle in self._handles.items():
-            component = components.get(actor_id)
-            sampling = component is not None and component.fields.get("state") == "sampling"
+        for handle in self._handles.values():
             if handle.stopping_seconds is not None:
                 hung = now - handle.stopping_seconds > STOP_GRACE_SECONDS
-            elif component is not None and sampling:
-                hung = component.age_seconds > HUNG_SECONDS
+            elif handle.beat is not None and handle.beat.fields.get("state") == "sampling":
+                hung = handle.silent_seconds > HUNG_SECONDS
             else:
                 hung = now - handle.started_seconds > STARTUP_SECONDS
             if hung:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from actors.adapter_follower import fetch_unless_pruned
+from posteriori.errors import CorruptPayload, StorageFull
 from posteriori.fitted_reward import FittedReward
 from posteriori.seams import AdapterStore
+
+log = logging.getLogger(__name__)
 
 
 class RewardFollower:
@@ -31,12 +35,19 @@ class RewardFollower:
 
         Raises:
             UserError: the newest version is no adapter of the reward LM.
-            CorruptPayload, StorageUnreachable: from the store.
+            StorageUnreachable: from the store.
+
+        A version that is damaged or has no room on the disk is logged and left: the learner scores
+        again what comes with an older one.
         """
         latest = self._store.latest()
         if latest <= self._reward.version:
             return False
-        path = fetch_unless_pruned(self._store, latest, self._directory)
+        try:
+            path = fetch_unless_pruned(self._store, latest, self._directory)
+        except (CorruptPayload, StorageFull) as cause:
+            log.error("REWARD VERSION %d CANNOT BE USED: %s", latest, cause)
+            return False
         if path is None:
             return False
         self._reward.use(path, latest)

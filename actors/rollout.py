@@ -84,6 +84,7 @@ class RolloutWorker:
         heartbeat: called every ``HEARTBEAT_SECONDS`` with :meth:`status`.
         gold: whether the problems' gold Z's are this worker's to store; None: they are.
         rewards: keeps log R at the newest M step; None: nothing changes it, or somebody else does.
+        on_event: called with (kind, message) for malformed groups and adapters that are refused.
     """
 
     def __init__(
@@ -102,13 +103,14 @@ class RolloutWorker:
         heartbeat: Callable[[Heartbeat], None] | None = None,
         gold: GoldSupply | None = None,
         rewards: RewardFollower | None = None,
+        on_event: Callable[[str, str], object] | None = None,
     ) -> None:
         self._actor_id = actor_id
         self._engine = engine
         self._config = config
         self._exploration = Exploration(actor_id, problems, config, seed)
-        self._follower = AdapterFollower(engine, adapters, adapter_directory)
-        self._outbox = Outbox(buffer, config.groups_in_flight, deadline_seconds)
+        self._follower = AdapterFollower(engine, adapters, adapter_directory, on_event)
+        self._outbox = Outbox(buffer, config.groups_in_flight, deadline_seconds, on_event=on_event)
         self._poll_seconds = poll_seconds
         self._heartbeat = heartbeat
         self._gold = gold or GoldSupply(problems, claim=lambda: "yours", settle=lambda: None)
@@ -129,6 +131,7 @@ class RolloutWorker:
             RewardError: a reward broke its contract; names problem, prompt and Z.
             WaitTimeout: the buffer took nothing for ``deadline_seconds``.
             UserError: an adapter cannot be served.
+            CorruptPayload, ProducerQuarantined: too many of its trajectories are malformed.
         """
         try:
             while not stop():
@@ -232,6 +235,7 @@ class RolloutWorker:
             "inserted": outbox.counts.inserted,
             "merged": outbox.counts.merged,
             "dropped": outbox.counts.dropped,
+            "rejected": outbox.counts.rejected,
             "adapters_loaded": counts.adapters_loaded,
             "groups_in_flight": len(self._planned),
             "groups_in_outbox": len(outbox),

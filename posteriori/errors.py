@@ -39,5 +39,9 @@ class StorageUnreachable(UserError):
     """Redis does not answer; the message names the address without its password."""
 
 
+class ProducerQuarantined(UserError):
+    """The buffer takes nothing more from this producer; the message says for what."""
+
+
 class CorruptPayload(UserError):
     """Bytes from the wire or the disk are not what they claim to be; the message names their producer."""

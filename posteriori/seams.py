@@ -207,11 +207,23 @@ class InsertReceipt:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """A trajectory that was refused: its producer (empty where unknown) and what is wrong with it."""
+
+    producer: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Draw:
-    """Groups for one learner step: P lists of K trajectories of one prompt each, or a reason to wait."""
+    """Groups for one learner step: P lists of K trajectories of one prompt each, or a reason to wait.
+
+    ``rejected`` names what could not be read on the way; it is no longer in the buffer.
+    """
 
     groups: list[list[Trajectory]]
     wait: str | None = None
+    rejected: tuple[Rejection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,6 +257,7 @@ class Buffer(Protocol):
 
         Raises:
             CorruptPayload: one is malformed; none is stored.
+            ProducerQuarantined: nothing more is taken from the producer of one of them.
             StorageUnreachable: the server does not answer.
         """
         ...
@@ -259,6 +272,17 @@ class Buffer(Protocol):
 
     def set_learner_version(self, version: int) -> None:
         """Tell the buffer the learner's newest published version, for the staleness bound."""
+        ...
+
+    def discard(self, trajectories: Sequence[Trajectory]) -> int:
+        """Remove drawn trajectories that the learner refuses; return how many were still stored.
+
+        They are counted as corrupt, and the limiter forgets that they were drawn.
+        """
+        ...
+
+    def quarantine(self, producer: str, reason: str) -> None:
+        """Take nothing more from a producer (``Trajectory.actor``); what is stored of it stays."""
         ...
 
     def drop_reward_versions_below(self, version: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from posteriori.config import ReplayConfig
-from posteriori.errors import CorruptPayload, StorageFull
+from posteriori.errors import CorruptPayload, ProducerQuarantined, StorageFull
 from posteriori.trajectory import Trajectory, encode
 
 AGELESS_BEHAVIOURS = frozenset({"base", "gold"})
@@ -47,6 +47,15 @@ def checked_payload(trajectory: Trajectory) -> bytes:
             f"Versions lie in 0 … {LARGEST_VERSION} and 0 … {LARGEST_REWARD_VERSION}.",
         )
     return encode(trajectory)
+
+
+def in_quarantine(producer: str, reason: str) -> ProducerQuarantined:
+    """The error for an insert by a producer that nothing more is taken from."""
+    return ProducerQuarantined(
+        f"The replay buffer takes nothing more from producer {producer}: {reason}.",
+        "Look for what is wrong with its machine or its version of posteriori; another actor may "
+        "take its place under another name.",
+    )
 
 
 def refuse_oversized(incoming_bytes: int, config: ReplayConfig) -> None:

@@ -20,6 +20,7 @@ from posteriori.trajectory import Trajectory
 from replay.admission import (
     INDEX_BYTES_PER_TRAJECTORY,
     checked_payload,
+    in_quarantine,
     indexed_version,
     prompt_key,
     refuse_oversized,
@@ -53,6 +54,8 @@ class MemoryBuffer:
         self._held_bytes = 0
         self._inserted = self._merged = self._dropped = self._evicted = self._drawn = 0
         self._learner_version = 0
+        self._corrupt = 0
+        self._quarantined: dict[str, str] = {}
 
     def insert(self, trajectories: Sequence[Trajectory]) -> InsertReceipt:
         """Store trajectories, or say why to wait; see :meth:`RedisBuffer.insert`."""
@@ -61,6 +64,9 @@ class MemoryBuffer:
         sizes = [len(checked_payload(t)) + INDEX_BYTES_PER_TRAJECTORY for t in trajectories]
         refuse_oversized(sum(sizes), self.config)
         with self._lock:
+            for trajectory in trajectories:
+                if trajectory.actor in self._quarantined:
+                    raise in_quarantine(trajectory.actor, self._quarantined[trajectory.actor])
             reason = why_insert_waits(self._flow(), self.config)
             if reason is not None:
                 return InsertReceipt(wait=reason)
@@ -92,6 +98,24 @@ class MemoryBuffer:
         with self._lock:
             self._learner_version = version
 
+    def discard(self, trajectories: Sequence[Trajectory]) -> int:
+        """Remove drawn trajectories that the learner refuses; return how many were still stored."""
+        with self._lock:
+            removed = 0
+            for trajectory in trajectories:
+                prompt = prompt_key(trajectory.problem, trajectory.prompt)
+                if trajectory_id(trajectory) in self._prompts.get(prompt, {}):
+                    self._remove(prompt, trajectory_id(trajectory))
+                    removed += 1
+            self._corrupt += removed
+            self._drawn -= len(trajectories)
+            return removed
+
+    def quarantine(self, producer: str, reason: str) -> None:
+        """Take nothing more from a producer; what is stored of it stays."""
+        with self._lock:
+            self._quarantined[producer] = reason
+
     def drop_reward_versions_below(self, version: int) -> int:
         """Remove trajectories whose rewards are void since an M step; return how many."""
         with self._lock:
@@ -121,6 +145,7 @@ class MemoryBuffer:
                 drawn=self._drawn,
                 newest_version=flow.newest_version,
                 learner_version=self._learner_version,
+                corrupt=self._corrupt,
             )
 
     def _flow(self) -> Flow:
@@ -168,10 +193,13 @@ class MemoryBuffer:
         self._held_bytes += size_bytes
 
     def _evict(self, prompt: str, id_: str) -> None:
+        self._remove(prompt, id_)
+        self._evicted += 1
+
+    def _remove(self, prompt: str, id_: str) -> None:
         self._held_bytes -= self._prompts[prompt].pop(id_).size_bytes
         if not self._prompts[prompt]:
             del self._prompts[prompt]
-        self._evicted += 1
 
     def _by_age(self, prompt: str) -> list[str]:
         """Ids of a prompt, oldest first."""

@@ -9,12 +9,13 @@ import redis
 
 from posteriori.config import ReplayConfig
 from posteriori.errors import CorruptPayload, StorageFull
-from posteriori.seams import BufferStats, Draw, InsertReceipt
+from posteriori.seams import BufferStats, Draw, InsertReceipt, Rejection
 from posteriori.trajectory import Trajectory, decode
 from replay.admission import (
     AGELESS_BEHAVIOURS,
     INDEX_BYTES_PER_TRAJECTORY,
     checked_payload,
+    in_quarantine,
     refuse_oversized,
     trajectory_id,
 )
@@ -66,6 +67,7 @@ class RedisBuffer:
 
         Raises:
             CorruptPayload: one is malformed; none is stored.
+            ProducerQuarantined: nothing more is taken from the producer of one of them.
             StorageFull: the disk of the server is full, or these alone exceed ``capacity_bytes``.
             StorageUnreachable: the server does not answer.
         """
@@ -83,6 +85,7 @@ class RedisBuffer:
                 else trajectory.adapter_version,
                 trajectory.reward_version,
                 repr(trajectory.terminal_log_reward),
+                trajectory.actor,
                 trajectory.tokens.astype("<i4").tobytes(),
                 payload,
             ]
@@ -102,13 +105,14 @@ class RedisBuffer:
     def draw(self, prompts: int, per_prompt: int) -> Draw:
         """Draw ``prompts`` groups of ``per_prompt`` trajectories, or say why to wait.
 
-        A payload that cannot be read is removed, counted in ``stats().corrupt``, and the draw is
-        made again.
+        A payload that cannot be read is removed, counted in ``stats().corrupt`` and named in
+        ``rejected``, and the draw is made again.
 
         Raises:
             StorageUnreachable: the server does not answer.
         """
         config = self.config
+        rejected: list[Rejection] = []
         while True:
             with storage_errors(self._client):
                 status, *reply = self._draw(
@@ -127,28 +131,43 @@ class RedisBuffer:
             if status == 0:
                 reason = why_draw_waits(Flow(*reply), config, prompts * per_prompt)
                 assert reason is not None, "draw.lua and limits.py disagree"
-                return Draw([], wait=reason)
+                return Draw([], reason, tuple(rejected))
             drawn: list[Trajectory] = []
-            unreadable: set[bytes] = set()
+            unreadable: dict[bytes, str] = {}
             for id_, payload in zip(reply[::2], reply[1::2], strict=True):
                 try:
                     drawn.append(decode(payload or b""))
-                except CorruptPayload:
-                    unreadable.add(id_)
+                except CorruptPayload as cause:
+                    unreadable[id_] = cause.problem
             if not unreadable:
                 groups = [
                     drawn[start : start + per_prompt] for start in range(0, len(drawn), per_prompt)
                 ]
-                return Draw(groups)
+                return Draw(groups, None, tuple(rejected))
             with storage_errors(self._client):
-                self._discard(
-                    keys=[self._namespace], args=[prompts * per_prompt, *sorted(unreadable)]
+                producers = self._discard(
+                    keys=[self._namespace], args=[prompts * per_prompt, *unreadable]
                 )
+            rejected += [
+                Rejection(producer.decode(errors="replace"), reason)
+                for producer, reason in zip(producers, unreadable.values(), strict=True)
+            ]
 
     def set_learner_version(self, version: int) -> None:
         """Tell the buffer the learner's newest published version, for the staleness bound."""
         with storage_errors(self._client):
             self._client.hset(f"{self._namespace}:counters", "learner_version", str(version))
+
+    def discard(self, trajectories: Sequence[Trajectory]) -> int:
+        """Remove drawn trajectories that the learner refuses; return how many were still stored."""
+        ids = dict.fromkeys(trajectory_id(trajectory) for trajectory in trajectories)
+        with storage_errors(self._client):
+            return len(self._discard(keys=[self._namespace], args=[len(trajectories), *ids]))
+
+    def quarantine(self, producer: str, reason: str) -> None:
+        """Take nothing more from a producer; what is stored of it stays."""
+        with storage_errors(self._client):
+            self._client.hset(f"{self._namespace}:quarantined", producer, reason)
 
     def drop_reward_versions_below(self, version: int) -> int:
         """Remove trajectories whose rewards are void since an M step; return how many.
@@ -198,6 +217,9 @@ class RedisBuffer:
                     *encoded,
                 ],
             )
+        if status == -1:
+            producer, why = (part.decode(errors="replace") for part in reply)
+            raise in_quarantine(producer, why)
         if status == 0:
             reason = why_insert_waits(Flow(*reply), config)
             assert reason is not None, "insert.lua and limits.py disagree"

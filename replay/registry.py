@@ -5,16 +5,20 @@ Ages and times are by the Redis server's clock, so no two hosts' clocks need to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import msgpack
 import redis
 
-from posteriori.errors import UserError
+from posteriori.errors import StorageFull, UserError
 from replay.connection import storage_errors
 from replay.scripts import load_script
+
+log = logging.getLogger(__name__)
 
 EVENTS_KEPT = 10_000
 METRICS_KEPT = 100_000
@@ -81,8 +85,9 @@ class Failure:
 class RunRegistry:
     """What the parts of one run tell each other. Every call is atomic and one round trip.
 
-    All methods raise StorageUnreachable when the server does not answer, and those that write raise
-    StorageFull when it has no room.
+    All methods raise StorageUnreachable when the server does not answer. When it has no room, heartbeats,
+    events and metrics are dropped with a warning, since no run should end for them; other writes raise
+    StorageFull.
 
     Args:
         client: from :func:`replay.connection.connect`.
@@ -108,7 +113,7 @@ class RunRegistry:
 
     def beat(self, component: str, fields: Mapping[str, Plain]) -> None:
         """Say that a component is alive and how it does; replaces its earlier fields."""
-        with storage_errors(self._client):
+        with _dropped_without_room(f"A heartbeat of {component}"), storage_errors(self._client):
             self._beat(keys=[self._namespace], args=[component, msgpack.packb(dict(fields))])
 
     def components(self) -> dict[str, Component]:
@@ -207,10 +212,12 @@ class RunRegistry:
 
     # --------------------------------------------------------------------------------- streams
 
-    def event(self, kind: str, message: str, **fields: Plain) -> str:
-        """Append an event; return its id."""
+    def event(self, kind: str, message: str, **fields: Plain) -> str | None:
+        """Append an event; return its id, None if it was dropped."""
         entry = {"kind": kind, "message": message, "fields": msgpack.packb(fields)}
-        return self._append("events", entry, EVENTS_KEPT)
+        with _dropped_without_room(f"The event {message!r}"):
+            return self._append("events", entry, EVENTS_KEPT)
+        return None
 
     def events(self, after_id: str = BEGINNING, limit: int = 1000) -> list[Event]:
         """Up to ``limit`` events after an id, oldest first."""
@@ -225,11 +232,13 @@ class RunRegistry:
             for id_, unix_seconds, entry in self._read("events", after_id, limit)
         ]
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Append the metrics of a learner step; return the row's id."""
+    def record(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """Append the metrics of a learner step; return the row's id, None if it was dropped."""
         values = {name: float(value) for name, value in metrics.items()}
         entry = {"step": str(step), "metrics": msgpack.packb(values)}
-        return self._append("metrics", entry, METRICS_KEPT)
+        with _dropped_without_room(f"The metrics of step {step}"):
+            return self._append("metrics", entry, METRICS_KEPT)
+        return None
 
     def history(self, after_id: str = BEGINNING, limit: int = METRICS_KEPT) -> list[MetricsRow]:
         """Up to ``limit`` rows after an id, oldest first."""
@@ -271,3 +280,11 @@ class RunRegistry:
             ) from cause
         entries = cast(list[tuple[bytes, dict[bytes, bytes]]], rows)
         return [(id_.decode(), int(id_.split(b"-")[0]) / 1000, fields) for id_, fields in entries]
+
+
+@contextmanager
+def _dropped_without_room(what: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageFull as cause:
+        log.warning("%s is dropped: %s", what, cause)

@@ -2,13 +2,14 @@
 --
 -- KEYS[1] is the namespace; all keys below lie under it and share its hash tag, hence its slot.
 --   payloads   hash  id -> wire bytes
---   meta       hash  id -> little-endian: double log R, uint32 reward version, then the token bytes
---                    (these only where near duplicates are looked for)
+--   meta       hash  id -> little-endian: double log R, uint32 reward version, length and name of the
+--                    producer, then the token bytes (these only where near duplicates are looked for)
 --   age        zset  id by version * 2^32 + arrival: the first one is the next to be evicted
 --   prompts    zset  prompts that have trajectories, all with score 0, hence in order of name
 --   age:P      zset  the part of `age` that belongs to prompt P
 --   race:P     zset  id by the time it will next be drawn in the exponential race of prompt P
 --   clocks     hash  P -> little-endian doubles: the race's time, reference log R
+--   quarantined  hash  producer -> why nothing more is taken from it
 --   counters   hash  received, inserted, merged, dropped, evicted, corrupt, drawn, held_bytes,
 --                    arrivals, learner_version
 --
@@ -27,7 +28,9 @@ local AGE = namespace .. ':age'
 local PROMPTS = namespace .. ':prompts'
 local CLOCKS = namespace .. ':clocks'
 local COUNTERS = namespace .. ':counters'
+local QUARANTINED = namespace .. ':quarantined'
 
+local META_FORMAT = '<dI4I4c0'       -- the second length is that of the string, and is no value of its own
 local VERSION_STEP = 4294967296      -- 2^32 arrivals a version; 2^21 versions stay exact in a double
 local INDEX_BYTES_PER_TRAJECTORY = 600  -- as in admission.py; the index was measured to cost 500
 local RACE_TIME_LIMIT = 1048576      -- 2^20: times keep a resolution of 1e-10

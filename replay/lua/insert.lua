@@ -2,10 +2,11 @@
 --
 -- ARGV: seed, capacity bytes, capacity per prompt, samples per insert, slack, max staleness versions,
 --       near-duplicate tolerance, then per trajectory: id, version (or 'arrival'), reward version,
---       log R, token bytes (int32 little-endian), payload.
--- Reply: {1, inserted, merged, dropped, evicted}, or {0, flow…} when the actor has to wait.
+--       log R, producer, token bytes (int32 little-endian), payload.
+-- Reply: {1, inserted, merged, dropped, evicted}, or {0, flow…} when the actor has to wait, or
+--        {-1, producer, why} when a producer is in quarantine.
 
-local FIXED, EACH = 7, 6
+local FIXED, EACH = 7, 7
 math.randomseed(tonumber(ARGV[1]))
 local capacity_bytes = tonumber(ARGV[2])
 local capacity_per_prompt = tonumber(ARGV[3])
@@ -13,6 +14,11 @@ local samples_per_insert = tonumber(ARGV[4])
 local slack = tonumber(ARGV[5])
 local max_staleness = tonumber(ARGV[6])
 local tolerance = tonumber(ARGV[7])
+
+for first = FIXED + 1, #ARGV, EACH do
+  local why = redis.call('HGET', QUARANTINED, ARGV[first + 4])
+  if why then return { -1, ARGV[first + 4], why } end
+end
 
 local flow = read_flow()
 if not data_are_missing(flow, slack, max_staleness, slack)
@@ -35,7 +41,8 @@ local function sequences_of(prompt)
   if not unpacked[prompt] then
     local sequences = {}
     for _, id in ipairs(redis.call('ZRANGE', age_of(prompt), 0, -1)) do
-      sequences[id] = split(string.sub(redis.call('HGET', META, id), 13))
+      local _, _, _, after = struct.unpack(META_FORMAT, redis.call('HGET', META, id))
+      sequences[id] = split(string.sub(redis.call('HGET', META, id), after))
     end
     unpacked[prompt] = sequences
   end
@@ -110,7 +117,7 @@ local function beats_near_duplicates(prompt, token_bytes, log_reward)
   return true
 end
 
-local function store(id, version, reward_version, log_reward, token_bytes, payload)
+local function store(id, version, reward_version, log_reward, producer, token_bytes, payload)
   local prompt = prompt_of(id)
   redis.call('HINCRBY', COUNTERS, 'arrivals', 1)
   local age = version * VERSION_STEP + counter('arrivals') % VERSION_STEP
@@ -118,7 +125,8 @@ local function store(id, version, reward_version, log_reward, token_bytes, paylo
   count('held_bytes', #payload + (is_new and INDEX_BYTES_PER_TRAJECTORY or -redis.call('HSTRLEN', PAYLOADS, id)))
   redis.call('HSET', PAYLOADS, id, payload)
   local kept_tokens = tolerance > 0 and token_bytes or ''
-  redis.call('HSET', META, id, struct.pack('<dI4', log_reward, reward_version) .. kept_tokens)
+  redis.call('HSET', META, id, struct.pack(META_FORMAT, log_reward, reward_version, #producer, producer)
+    .. kept_tokens)
   redis.call('ZADD', AGE, age, id)
   redis.call('ZADD', age_of(prompt), age, id)
   redis.call('ZADD', PROMPTS, 0, prompt)
@@ -130,7 +138,8 @@ end
 evict_until(function() return counter('held_bytes') <= capacity_bytes end)
 
 for first = FIXED + 1, #ARGV, EACH do
-  local id, version, reward_version, log_reward, token_bytes, payload = unpack(ARGV, first, first + EACH - 1)
+  local id, version, reward_version, log_reward, producer, token_bytes, payload =
+    unpack(ARGV, first, first + EACH - 1)
   local prompt = prompt_of(id)
   version = version == 'arrival' and flow.learner_version or tonumber(version)
   reward_version, log_reward = tonumber(reward_version), tonumber(log_reward)
@@ -139,7 +148,7 @@ for first = FIXED + 1, #ARGV, EACH do
     local _, stored_reward_version = struct.unpack('<dI4', meta)
     if reward_version > stored_reward_version
         or (reward_version == stored_reward_version and version >= version_of(id)) then
-      store(id, version, reward_version, log_reward, token_bytes, payload)
+      store(id, version, reward_version, log_reward, producer, token_bytes, payload)
     end
     merged = merged + 1
   elseif tolerance > 0 and not beats_near_duplicates(prompt, token_bytes, log_reward) then
@@ -150,7 +159,7 @@ for first = FIXED + 1, #ARGV, EACH do
     end
     local limit = capacity_bytes - #payload - INDEX_BYTES_PER_TRAJECTORY
     evict_until(function() return counter('held_bytes') <= limit end)
-    store(id, version, reward_version, log_reward, token_bytes, payload)
+    store(id, version, reward_version, log_reward, producer, token_bytes, payload)
     inserted = inserted + 1
   end
 end

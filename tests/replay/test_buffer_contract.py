@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from posteriori.errors import CorruptPayload, StorageFull
+from posteriori.errors import CorruptPayload, ProducerQuarantined, StorageFull
 from posteriori.seams import Buffer
 from posteriori.trajectory import decode, encode
 from tests.replay.build import config, tokens_of, trajectory
@@ -366,3 +366,28 @@ def test_counters_add_up(buffers: Buffers) -> None:
     assert stats.trajectories == stats.inserted - stats.evicted
     assert sum(counted[k] for k in ("inserted", "merged", "dropped")) == offered
     assert (stats.drawn, stats.learner_version, stats.prompts) == (6, 17, 3)
+
+
+class TestRefused:
+    """What the learner refuses goes, and a producer may be shut out."""
+
+    def test_discarded_ones_go_and_their_draw_is_taken_back(self, buffers: Buffers) -> None:
+        buffer = buffers(config())
+        buffer.insert([trajectory([i]) for i in range(6)])
+        [group] = buffer.draw(1, 4).groups
+        assert buffer.discard([*group[:2], group[0], trajectory([99])]) == 2
+        stats = buffer.stats()
+        assert (stats.trajectories, stats.corrupt, stats.drawn) == (4, 2, 0)
+        [rest] = buffer.draw(1, 4).groups
+        assert not set(tokens_of(rest)) & set(tokens_of(group[:2]))
+
+    def test_nothing_more_is_taken_from_a_producer_in_quarantine(self, buffers: Buffers) -> None:
+        buffer = buffers(config())
+        bad, good = trajectory([1], actor="bad"), trajectory([2], actor="good")
+        buffer.insert([bad, good])
+        buffer.quarantine("bad", "three were NaN")
+        for offered in ([bad], [good, trajectory([3], actor="bad")]):
+            with pytest.raises(ProducerQuarantined, match="producer bad: three were NaN"):
+                buffer.insert(offered)
+        assert buffer.insert([trajectory([4], actor="good")]).inserted == 1
+        assert buffer.stats().trajectories == 3  # what it had stored before was sound

@@ -25,9 +25,13 @@ def test_rubbish_is_removed_counted_and_survived(client: redis.Redis) -> None:
     client.hset(f"{NAMESPACE}:payloads", ids[0], b"rubbish")
     client.hset(f"{NAMESPACE}:payloads", ids[1], b"")
     client.hdel(f"{NAMESPACE}:payloads", ids[2])
-    for _ in range(5):
-        [group] = buffer.draw(1, 6).groups
-        assert len(group) == 6
+    first = buffer.draw(1, 6)
+    assert [row.producer for row in first.rejected] == ["actor-0"] * 3
+    assert all("ot a trajectory" in row.reason for row in first.rejected)
+    for _ in range(4):
+        draw = buffer.draw(1, 6)
+        [group] = draw.groups
+        assert len(group) == 6 and not draw.rejected
     stats = buffer.stats()
     assert (stats.trajectories, stats.corrupt, stats.drawn) == (3, 3, 30)
 

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import errors
 from api.access import Key, read_keys
 from api.limits import BodyLimit, SameMachine
-from api.routers import health, openai, posterior, problems, runs
+from api.routers import health, openai, page, posterior, problems, runs
 from api.service import Service
 from api.settings import ServeSettings
 from api.telemetry import Requests, ServiceCollector
@@ -60,6 +60,7 @@ def create_app(
     app.state.metrics.register(ServiceCollector(service))
     for room in (health, posterior, problems, openai, runs):
         app.include_router(room.router)
+    page.install(app)
     errors.install(app)
     document = app.openapi
     app.openapi = lambda: errors.documented(document())  # type: ignore[method-assign]

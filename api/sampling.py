@@ -185,7 +185,14 @@ def row(resolved: Resolved, drawn: Drawn, index: int, weight: float | None) -> P
         log_reward=json_number(log_reward),
         log_weight=json_number(log_weight),
         weight=weight,
-        spans=[Span(start=s.start, stop=s.stop, failed=s.failed) for s in sample.spans],
+        spans=[_span(resolved, sample.tokens, span) for span in sample.spans],
+    )
+
+
+def _span(resolved: Resolved, tokens: Sequence[int], span: ToolSpan) -> Span:
+    start, stop = (len(resolved.problem.text(tokens[:place])) for place in (span.start, span.stop))
+    return Span(
+        start=span.start, stop=span.stop, text_start=start, text_stop=stop, failed=span.failed
     )
 
 

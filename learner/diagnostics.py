@@ -74,7 +74,8 @@ def step_metrics(
 
 def case_name(problem: Problem, prompt: str) -> str:
     """``problem/prompt``, or the problem's name where it has one X, as oracles name their cases."""
-    return f"{problem.name}/{prompt}" if len(problem.prompts) > 1 else problem.name
+    many = len(problem.prompts) + len(problem.test_prompts) > 1
+    return f"{problem.name}/{prompt}" if many else problem.name
 
 
 @dataclass

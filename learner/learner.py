@@ -56,6 +56,7 @@ class Learner:
         directory: of the run; holds ``checkpoints/`` and ``tensorboard/``.
         reward_adapters: where M steps publish the reward's adapters; needed by a run with ``em``.
         evaluate: called before the first step, every ``evaluate_every_steps`` and after the last.
+        rollouts: metrics of the rollout actors, recorded with every step.
         on_metrics: called with (step, metrics) after every step.
         on_event: called with (kind, message) when something notable happens.
         resume: continue from the newest whole checkpoint, if there is one.
@@ -75,6 +76,7 @@ class Learner:
         *,
         reward_adapters: AdapterStore | None = None,
         evaluate: Evaluate | None = None,
+        rollouts: Callable[[], Mapping[str, float]] | None = None,
         on_metrics: Callable[[int, Mapping[str, float]], object] | None = None,
         on_event: Callable[[str, str], object] | None = None,
         resume: bool = False,
@@ -86,6 +88,7 @@ class Learner:
         self.adapters = adapters
         self.directory = directory
         self._evaluate_policy = evaluate
+        self._rollouts = rollouts or (lambda: {})
         self._on_metrics = on_metrics or (lambda step, metrics: None)
         self._on_event = on_event or (lambda kind, message: None)
         self._stop = threading.Event()
@@ -245,12 +248,13 @@ class Learner:
             self._evaluate()
 
     def _totals(self) -> dict[str, float]:
-        """Counters of the whole run."""
+        """Counters of the whole run, and how its actors do."""
         return {
             "version": float(self.version),
             "idle_ratio": self.idle_ratio,
             "rejected": float(self.intake.rejected),
             "rescored": float(self.intake.rescored),
+            **self._rollouts(),
         }
 
     def _record(self, metrics: Mapping[str, float]) -> None:

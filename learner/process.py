@@ -126,6 +126,7 @@ class LearnerProcess:
         import torch
 
         from learner.learner import Learner
+        from learner.rollouts import RolloutMetrics
         from posteriori.fitted_reward import store_name
         from posteriori.lm import LanguageModel
         from posteriori.oracle.cases import evaluator
@@ -149,6 +150,7 @@ class LearnerProcess:
             evaluate=evaluator(
                 problems, config.oracle_max_strings, self._directory / ORACLE_DIRECTORY
             ),
+            rollouts=RolloutMetrics(registry),
             on_metrics=registry.record,
             on_event=registry.event,
             resume=self._resume,

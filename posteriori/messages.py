@@ -114,10 +114,12 @@ class SamplesRequest(Target):
 
 
 class Span(Message):
-    """Tokens start ≤ k < stop of Z that a tool wrote."""
+    """Tokens start ≤ k < stop of Z that a tool wrote: characters text_start ≤ c < text_stop of the text."""
 
     start: int
     stop: int
+    text_start: int
+    text_stop: int
     failed: bool
 
 
@@ -276,16 +278,21 @@ class PredictiveResponse(Message):
 
 
 class ProblemInfo(Message):
-    """A problem of a run. X's beyond the first hundred are counted, not listed."""
+    """A problem of a run. X's beyond the first hundred are counted, not listed.
+
+    ``prompt_fields`` are those of ``prompt_ids``; ``labels`` the answers that the problem declares.
+    """
 
     run: str
     problem: str
     kind: str
     prompts: int
     prompt_ids: list[str]
+    prompt_fields: list[dict[str, str]]
     test_prompts: int
     policy_fields: list[str]
     reward_fields: list[str]
+    labels: list[str]
     alphabet_tokens: int
     stop: str
     min_tokens: int

@@ -47,7 +47,8 @@ def _list(service: Service) -> ProblemList:
             continue
         for config in run.config.problems:
             problem = run.problems[config.name]
-            first = problem.prompts[0]
+            listed = problem.prompts[:PROMPTS_LISTED]
+            first = listed[0]
             moves = problem.moves(first)
             seen, read = needed_fields(config, first.fields)
             found.append(
@@ -56,10 +57,12 @@ def _list(service: Service) -> ProblemList:
                     problem=config.name,
                     kind=config.kind,
                     prompts=len(problem.prompts),
-                    prompt_ids=[prompt.id for prompt in problem.prompts[:PROMPTS_LISTED]],
+                    prompt_ids=[prompt.id for prompt in listed],
+                    prompt_fields=[dict(prompt.fields) for prompt in listed],
                     test_prompts=len(problem.test_prompts),
                     policy_fields=sorted(seen),
                     reward_fields=sorted(read),
+                    labels=list(config.labels),
                     alphabet_tokens=len(moves.alphabet),
                     stop=problem.text([moves.stop]),
                     min_tokens=moves.min_tokens,

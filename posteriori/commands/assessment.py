@@ -214,7 +214,7 @@ def check_weights(
     )
     moves = case.exact.tree.moves
     first = np.array([moves.columns[z[0]] if z else len(moves.alphabet) for z in samples.tokens])
-    length = np.array([len(z) for z in samples.tokens])
+    length = np.array([len(moves.actions(z)) for z in samples.tokens])  # the oracle counts these
 
     def error(log_weights: np.ndarray) -> float:
         errors = [

@@ -177,14 +177,15 @@ class RunControl:
         report = self._report()
         summary: Mapping[str, Any] = report.get("summary", {}) if report else {}
         step, version = summary.get("steps"), int(summary.get("adapter_version", 0))
-        desired, metrics, failure = None, {}, None
+        desired, failure = None, None
+        metrics = _assessed(report)
         state = self._state_without_registry(summary, launching)
         with suppress(NotLive, StorageUnreachable), self.registry() as registry:
             components = registry.components()
             learner = components.get(LEARNER)
             desired = registry.desired_actors()
             last = registry.recent(RECENT_ROWS)
-            metrics = {name: last[name] for name in SHOWN_METRICS if name in last}
+            metrics |= {name: last[name] for name in SHOWN_METRICS if name in last}
             metrics |= {name: v for name, v in last.items() if name.startswith(("tv/", "log_z"))}
             if learner is not None:
                 step = int(float(learner.fields.get("step") or 0))
@@ -250,6 +251,20 @@ class RunControl:
         except OSError:
             return ""
         return "".join(text.splitlines(keepends=True)[-lines:])
+
+
+def _assessed(report: Mapping[str, Any] | None) -> dict[str, float]:
+    """Metrics of an ended run, as its report has them: log Ẑ of every X assessed, TV and log Z where exact."""
+    rows: list[dict[str, Any]] = report.get("assessments", []) if report else []
+    found: dict[str, float] = {}
+    for row in rows:
+        alone = sum(other["problem"] == row["problem"] for other in rows) == 1
+        name = row["problem"] if alone else f"{row['problem']}/{row['prompt']}"
+        found[f"log_z/{name}"] = row["policy"]["log_z"]
+        if row["exact"]:
+            found[f"tv/{name}"] = row["exact"]["policy"]["total_variation"]
+            found[f"log_z_exact/{name}"] = row["exact"]["log_z"]
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

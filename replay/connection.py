@@ -6,13 +6,14 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from posteriori.errors import StorageFull, StorageUnreachable, UserError
+from replay import address
+from replay.address import without_password
 from replay.patience import BACKOFF_BASE_SECONDS, BACKOFF_CAP_SECONDS, PatientRetry
 
 SOCKET_TIMEOUT_SECONDS = 30.0
@@ -35,7 +36,7 @@ def connect(
     patience_seconds: float | None = None,
     on_wait: Callable[[str], object] | None = None,
 ) -> redis.Redis:
-    """A client for ``redis://``, ``rediss://`` or ``unix://``, checked to answer and to be usable.
+    """A client for any address of :mod:`replay.address`, checked to answer and to be usable.
 
     Replies are bytes. Lost connections are retried with jittered exponential backoff. Every write
     of this room may be repeated after a lost reply without harm.
@@ -52,6 +53,7 @@ def connect(
         UserError: the URL is malformed, the server is older than 6.2, or its eviction policy may
             delete parts of the buffer.
     """
+    redis_url = address.resolve(redis_url)
     retry: Retry
     if patience_seconds is None:
         backoff = ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS)
@@ -59,18 +61,25 @@ def connect(
     else:
         retry = PatientRetry(without_password(redis_url), patience_seconds, on_wait)
     try:
-        client = redis.Redis.from_url(
+        client = address.client(
             redis_url,
+            retry,
             decode_responses=False,
             socket_timeout=socket_timeout_seconds,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=retry,
         )
+    except (
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.exceptions.RedisClusterException,
+    ) as cause:
+        # A client of a cluster asks it for its slots at once.
+        raise _unreachable(redis_url, cause) from cause
     except ValueError as cause:
         raise UserError(
             f"redis_url {without_password(redis_url)} is not an address: {cause}.",
-            "Write `embedded`, `redis://HOST:PORT/0` or `unix:///PATH`.",
+            f"Write {address.FORMS}.",
         ) from cause
     with storage_errors(redis_url):
         server = client.info("server")
@@ -91,17 +100,16 @@ def connect(
     return client
 
 
-def without_password(redis_url: str) -> str:
-    """The address as it may be shown to anyone."""
-    parts = urlsplit(redis_url)
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def address_of(client: redis.Redis) -> str:
     """Where a client connects to, without credentials."""
+    if isinstance(client, redis.RedisCluster):
+        node = client.get_default_node()
+        return f"redis+cluster://{node.host}:{node.port}"
     options = client.connection_pool.connection_kwargs
+    if (
+        "connection_pool" in options
+    ):  # behind Sentinels the address may change with every connection
+        return f"redis+sentinel://{client.connection_pool.service_name}"
     if "path" in options:
         return f"unix://{options['path']}"
     return f"redis://{options.get('host')}:{options.get('port')}/{options.get('db', 0)}"
@@ -127,10 +135,7 @@ def storage_errors(server: redis.Redis | str) -> Iterator[None]:
             "Put user and password into redis_url: redis://USER:PASSWORD@HOST:PORT/0.",
         ) from cause
     except (redis.ConnectionError, redis.TimeoutError) as cause:
-        raise StorageUnreachable(
-            f"Redis at {_name(server)} does not answer: {cause}.",
-            "Check that the server runs and that this machine may reach it.",
-        ) from cause
+        raise _unreachable(server, cause) from cause
     except redis.ResponseError as cause:
         text = str(cause)
         # Inside a script the code is not at the start: "Error running script (…): -OOM command …".
@@ -163,6 +168,13 @@ def disk_errors(directory: Path) -> Iterator[None]:
                 "Free disk space and run it again.",
             ) from cause
         raise
+
+
+def _unreachable(server: redis.Redis | str, cause: Exception) -> StorageUnreachable:
+    return StorageUnreachable(
+        f"Redis at {_name(server)} does not answer: {cause}.",
+        "Check that the server runs and that this machine may reach it.",
+    )
 
 
 def _name(server: redis.Redis | str) -> str:

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from posteriori.errors import StorageFull, UserError
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from replay.connection import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 STATE = "state.json"
+RESERVED = "last-version"
 _NAME = re.compile(r"step-(\d{8})")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -109,10 +111,15 @@ def save(directory: Path, checkpoint: Checkpoint, keep_last: int = 3) -> Path:
     return final
 
 
-def load_latest(directory: Path, at_most: int | None = None) -> Checkpoint | None:
+def load_latest(
+    directory: Path,
+    at_most: int | None = None,
+    on_damage: Callable[[str], object] | None = None,
+) -> Checkpoint | None:
     """The newest checkpoint that is whole, of step ``at_most`` at most; None if there is none.
 
-    Damaged ones are skipped with a warning that says what is wrong with them.
+    Damaged ones are skipped with a warning that says what is wrong with them, which ``on_damage`` is
+    told too.
     """
     for path in reversed(_complete(directory)):
         if at_most is not None and int(path.name.removeprefix("step-")) > at_most:
@@ -120,13 +127,45 @@ def load_latest(directory: Path, at_most: int | None = None) -> Checkpoint | Non
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as cause:
-            log.warning(
-                "CHECKPOINT %s IS DAMAGED (%s: %s): it is skipped, the one before it is used.",
-                path,
-                type(cause).__name__,
-                cause,
+            what = (
+                f"CHECKPOINT {path} IS DAMAGED ({type(cause).__name__}: {cause}): it is skipped, the "
+                "one before it is used."
             )
+            log.warning("%s", what)
+            if on_damage is not None:
+                on_damage(what)
     return None
+
+
+def reserve_version(directory: Path, version: int) -> None:
+    """Remember on the disk that an adapter version is about to be published.
+
+    The store may forget its newest versions when its host dies; actors on other hosts do not. Written in
+    place, since a full disk has room for what it holds already.
+
+    Raises:
+        StorageFull: the disk has no room for the file itself.
+    """
+    path = directory / RESERVED
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, f"{version:020d}\n".encode(), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def reserved_version(directory: Path) -> int:
+    """The greatest version that was ever reserved here, 0 if none was."""
+    try:
+        return int((directory / RESERVED).read_bytes())
+    except FileNotFoundError:
+        return 0
+    except ValueError as cause:
+        log.warning("%s IS DAMAGED (%s): it is not used.", directory / RESERVED, cause)
+        return 0
 
 
 def _load(path: Path) -> Checkpoint:

@@ -27,7 +27,7 @@ from learner.log_z import LogZTable
 from learner.logbook import Logbook
 from learner.schedules import learning_rate, reward_temperature
 from posteriori.config import RunConfig
-from posteriori.errors import UserError
+from posteriori.errors import StorageFull, UserError
 from posteriori.groups import Group, prepare
 from posteriori.lm import LanguageModel
 from posteriori.policy import Policy
@@ -92,7 +92,9 @@ class Learner:
         self._on_metrics = on_metrics or (lambda step, metrics: None)
         self._on_event = on_event or (lambda kind, message: None)
         self._stop = threading.Event()
-        self.intake = Intake(config, self.problems, buffer, self._stop, self._on_event)
+        self.intake = Intake(
+            config, self.problems, buffer, self._stop, self._on_event, lambda: self.version
+        )
 
         self.policy = Policy(lm, self.settings, config.seed)
         self.optimizer = torch.optim.AdamW(
@@ -115,9 +117,11 @@ class Learner:
             )
         self.engine_check = EngineCheck()
         self.step = 0
-        self.version = adapters.latest()
+        # A version is never reused: actors and stored trajectories may know later ones than the store.
+        self.version = max(adapters.latest(), checkpoints.reserved_version(self.checkpoint_directory))
         self.trajectories = 0
         self.busy_seconds = 0.0
+        self._received = 0  # by the buffer when the newest version was published
         self.metrics: dict[str, float] = {}  # the latest value of each
         self._published_step = self._saved_step = self._evaluated_step = -1
         if resume:
@@ -137,7 +141,8 @@ class Learner:
         try:
             if self.em is not None:
                 self.em.announce()
-            self._publish()  # actors cannot sample on-policy before there is a version
+            # Actors cannot sample on-policy before there is a version.
+            self._publish(required=self.adapters.latest() == 0)
             self._evaluate()
             while self.step < self.settings.steps and not self._stop.is_set():
                 if self.em is not None and self.em.due(self.step):
@@ -157,13 +162,13 @@ class Learner:
                     self._save()
                 self.busy_seconds += time.monotonic() - began
                 self._record(metrics | self._totals())
-            self._publish()
+            self._publish(required=True)
             if not self._stop.is_set():
                 self._evaluate()
                 if self.em is not None:
                     self._record(self.em.bound(self.policy.language_model()))
             self.adapters.pin(self.version)
-            self._save()
+            self._save(required=True)
         except UserError:
             self._save_what_there_is()
             raise
@@ -274,14 +279,30 @@ class Learner:
 
     # ----------------------------------------------------------------- versions, checkpoints
 
-    def _publish(self) -> None:
-        """Make the present weights available under a new version, once a step."""
+    def _publish(self, required: bool = False) -> None:
+        """Make the present weights available under a new version, once a step.
+
+        Where there is no room the version before stays in force, unless this one is required.
+        """
         if self._published_step == self.step:
             return
-        self.version = max(self.version, self.adapters.latest()) + 1
-        self.adapters.publish(self.version, self.policy.adapter_files())
-        self.adapters.prune(ADAPTERS_KEPT)
-        self.buffer.set_learner_version(self.version)
+        version = max(self.version, self.adapters.latest()) + 1
+        try:
+            checkpoints.reserve_version(self.checkpoint_directory, version)
+            self.adapters.publish(version, self.policy.adapter_files())
+            self.version = version
+            self.adapters.prune(ADAPTERS_KEPT)
+            self.buffer.set_learner_version(version)
+            self._received = _received(self.buffer)
+        except StorageFull as cause:
+            if required:
+                raise
+            self._complain(
+                "publish_failed",
+                f"ADAPTER VERSION {version} WAS NOT PUBLISHED ({cause.problem}): version "
+                f"{self.adapters.latest()} stays in force.",
+            )
+            return
         self.engine_check.remember(self.version, self.policy)
         self._published_step = self.step
         self._on_event("published", f"Adapter version {self.version} after step {self.step}.")
@@ -291,8 +312,15 @@ class Learner:
         """Where this run's checkpoints lie."""
         return self.directory / "checkpoints"
 
-    def _save(self) -> None:
-        """Write a checkpoint, once a step."""
+    def _complain(self, kind: str, what: str) -> None:
+        log.error("%s", what)
+        self._on_event(kind, what)
+
+    def _save(self, required: bool = False) -> None:
+        """Write a checkpoint, once a step.
+
+        Where there is no room the one before stays the newest, unless this one is required.
+        """
         if self._saved_step == self.step:
             return
         tensors, groups = checkpoints.pack_optimizer("adamw", self.optimizer)
@@ -306,21 +334,26 @@ class Learner:
                 "trajectories": self.trajectories,
                 "rejected": self.intake.rejected,
                 "rescored": self.intake.rescored,
+                "received": self._received,
             },
             "log_z_keys": self.log_z.keys if self.log_z is not None else [],
         }
         if self.em is not None:
             state["em"] = {"round": self.em.round, "m_step_due": self.em.due(self.step)}
-        checkpoints.save(
-            self.checkpoint_directory,
-            Checkpoint(
-                self.step,
-                self.version,
-                self.policy.adapter_files(),
-                {**tensors, **random_tensors},
-                state,
-            ),
+        checkpoint = Checkpoint(
+            self.step,
+            self.version,
+            self.policy.adapter_files(),
+            {**tensors, **random_tensors},
+            state,
         )
+        try:
+            checkpoints.save(self.checkpoint_directory, checkpoint)
+        except StorageFull as cause:
+            if required:
+                raise
+            self._complain("checkpoint_failed", cause.problem.replace("No room", "NO ROOM"))
+            return
         self._saved_step = self.step
         self._on_event("checkpoint", f"Checkpoint of step {self.step}.")
 
@@ -328,12 +361,15 @@ class Learner:
         """On the way out of a failure: a failing save must not hide the first cause."""
         try:
             if self.step > 0:
-                self._save()
+                self._save(required=True)
         except UserError as second:
             log.error("%s", second)
 
     def _resume(self) -> None:
-        found = checkpoints.load_latest(self.checkpoint_directory)
+        found = checkpoints.load_latest(
+            self.checkpoint_directory,
+            on_damage=lambda what: self._on_event("checkpoint_damaged", what),
+        )
         if found is None:
             log.warning("No checkpoint in %s: the run starts anew.", self.checkpoint_directory)
             return
@@ -351,6 +387,19 @@ class Learner:
             self.em.resume(done + due)
             if self.em.round > done and self.log_z is not None:
                 self.log_z.forget()
-        # A version is never reused: actors and stored trajectories may know later ones than this.
-        self.version = max(self.adapters.latest(), found.version)
+        self.version = max(self.version, found.version)
+        self._received = _received(self.buffer)
+        lost = counters["received"] - self._received
+        if lost > 0:
+            self._complain(
+                "storage_lost",
+                f"THE BUFFER LOST AT LEAST {lost} TRAJECTORIES that had arrived before the checkpoint of "
+                f"step {found.step}: its host died, or its data were exchanged.",
+            )
         self._on_event("resumed", f"Continuing from step {found.step}.")
+
+
+def _received(buffer: Buffer) -> int:
+    """Trajectories that a buffer was ever given."""
+    stats = buffer.stats()
+    return stats.inserted + stats.merged + stats.dropped

@@ -18,7 +18,7 @@ import ray
 
 from posteriori import config as run_file
 from posteriori.config import RunConfig
-from posteriori.errors import StorageUnreachable, UserError
+from posteriori.errors import StorageFull, StorageUnreachable, UserError
 
 if TYPE_CHECKING:
     from learner.learner import Learner
@@ -86,7 +86,9 @@ class LearnerProcess:
         from replay.connection import connect
         from replay.registry import RunRegistry
 
-        client = connect(self._redis_url)
+        client = connect(
+            self._redis_url, patience_seconds=self._config.replay.deadline_seconds
+        )
         registry = RunRegistry(client, self._config.run)
         heart = threading.Thread(target=self._beat, args=(registry,), daemon=True)
         heart.start()
@@ -172,7 +174,7 @@ def _unreachable_is_logged() -> Iterator[None]:
     """The noticeboard is a courtesy: without it the loop itself says what is wrong."""
     try:
         yield
-    except StorageUnreachable as cause:
+    except (StorageFull, StorageUnreachable) as cause:
         log.warning("%s", cause)
 
 

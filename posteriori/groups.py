@@ -107,14 +107,23 @@ def legal_rows(trajectory: Trajectory, moves: LegalMoves) -> BoolArray:
     return rows
 
 
-def check(trajectory: Trajectory, problems: Mapping[str, Problem]) -> None:
+def check(
+    trajectory: Trajectory, problems: Mapping[str, Problem], newest_version: int | None = None
+) -> None:
     """Verify that a trajectory is one of these problems.
+
+    Args:
+        trajectory: from anywhere.
+        problems: of the run, by name.
+        newest_version: of the run's adapters; None: not looked at.
 
     Raises:
         CorruptPayload: names the producer and what is wrong: shape, unknown problem or prompt,
-            illegal move.
+            illegal move, an adapter version that this run never published.
     """
     trajectory.check()
+    if newest_version is not None and trajectory.adapter_version > newest_version:
+        raise _refuse(trajectory, f"this run has published no version above {newest_version}")
     problem = problems.get(trajectory.problem)
     if problem is None:
         raise _refuse(trajectory, f"unknown problem; this run has {', '.join(sorted(problems))}")

@@ -10,7 +10,7 @@ from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
 from posteriori.moves import LegalMoves
 from posteriori.problems import Problem
-from posteriori.seams import Draw, Prompt
+from posteriori.seams import BufferStats, Draw, Prompt
 from posteriori.trajectory import Trajectory
 
 
@@ -89,6 +89,8 @@ class ScriptedBuffer:
         self.draws = draws
         self.drawn = start
         self.learner_version = 0
+        self.discarded: list[Trajectory] = []
+        self.quarantined: dict[str, str] = {}
 
     def draw(self, prompts: int, per_prompt: int) -> Draw:
         if self.drawn >= len(self.draws):
@@ -98,6 +100,16 @@ class ScriptedBuffer:
 
     def set_learner_version(self, version: int) -> None:
         self.learner_version = version
+
+    def discard(self, trajectories: Sequence[Trajectory]) -> int:
+        self.discarded += trajectories
+        return len(trajectories)
+
+    def quarantine(self, producer: str, reason: str) -> None:
+        self.quarantined[producer] = reason
+
+    def stats(self) -> BufferStats:
+        return BufferStats(0, 0, 0, 1, 0, 0, 0, 0, self.drawn, 0, self.learner_version)
 
 
 def random_draws(

@@ -209,6 +209,10 @@ def test_poisoned_trajectories_are_dropped_and_their_producer_named(tiny_lm, tmp
         learner.run()
     assert learner.intake.rejected == 10
     assert learner.trajectories == 6 + 16
+    # They would be drawn again otherwise. Three in a row shut a producer out.
+    assert len(learner.buffer.discarded) == 10
+    assert set(learner.buffer.quarantined) == {"bad-3"}
+    assert "3 trajectories in a row" in learner.buffer.quarantined["bad-3"]
     for name in ("bad-1", "bad-2", "bad-3"):
         assert name in caplog.text
         assert any(kind == "rejected" and name in message for kind, message in events)

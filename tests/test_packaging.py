@@ -276,6 +276,9 @@ def test_every_dependency_says_why_it_is_there() -> None:
     assert [line for line in lines if not re.search(r'",\s+# \S', line)] == []
 
 
+DATA_SUFFIXES = {".lua", ".yaml", ".safetensors", ".html", ".js", ".css", ".svg", ".json"}
+
+
 def test_every_room_and_its_data_are_packaged() -> None:
     find = PROJECT["tool"]["setuptools"]["packages"]["find"]
     packages = set(find_packages(str(ROOT), include=find["include"]))
@@ -285,13 +288,13 @@ def test_every_room_and_its_data_are_packaged() -> None:
     for room in rooms:
         wanted = {path for pattern in data.get(room, []) for path in (ROOT / room).glob(pattern)}
         for path in (ROOT / room).rglob("*"):
-            if path.suffix in {".lua", ".yaml", ".safetensors", ".html", ".json"}:
+            if path.suffix in DATA_SUFFIXES:
                 assert path in wanted, f"{path} is not in package-data"
 
 
 def test_markers_are_declared() -> None:
     markers = PROJECT["tool"]["pytest"]["ini_options"]["markers"]
-    assert {line.partition(":")[0] for line in markers} == {"vllm", "ray", "slow", "gpu"}
+    assert {line.partition(":")[0] for line in markers} == {"vllm", "ray", "slow", "page", "gpu"}
     assert "--strict-markers" in PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
 
 

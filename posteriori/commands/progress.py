@@ -70,6 +70,10 @@ class ProgressView:
             self._line(reason)
         self._waiting = reason
 
+    def say(self, what: str) -> None:
+        """Show a sentence at once, above whatever is live."""
+        self._line(what)
+
     def actors(self, components: Mapping[str, Mapping[str, Any]], restarts: int) -> None:
         """Newest heartbeats of rollout actors."""
         alive = [row for name, row in components.items() if name.startswith("actor")]

@@ -8,7 +8,7 @@ checkpoint with the buffer as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -136,10 +136,13 @@ def _train(
     from replay.redis_buffer import RedisBuffer
     from replay.registry import RunRegistry
 
+    def say(what: str) -> None:
+        console.print(what, highlight=False, markup=False)
+
     began = time.monotonic()
     with ExitStack() as stack:
-        url = stack.enter_context(_redis_url(config, directory))
-        client = connect(url)
+        url = stack.enter_context(_redis_url(config, directory, say))
+        client = connect(url, patience_seconds=config.replay.deadline_seconds, on_wait=say)
         registry = RunRegistry(client, config.run)
         registry.begin()
         registry.set_desired_actors(config.sampling.actors)
@@ -151,10 +154,13 @@ def _train(
         cases = exact_cases(problems, config.oracle_max_strings, directory.oracle)
         view = ProgressView(console, config.learner.steps, [case.name for case in cases])
         watch = Watch(registry, adapters, buffer, pool, directory, stack.enter_context(view))
-        learner = LearnerActor.options(**learner_options(place)).remote(
-            config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resuming
-        )
-        watch.follow(learner, interrupts)
+
+        def start_learner(resume: bool) -> Any:
+            return LearnerActor.options(**learner_options(place)).remote(
+                config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resume
+            )
+
+        watch.follow(start_learner, resuming, interrupts)
         version = adapters.latest()
         export(adapters, version, directory.adapter)
         export_reward(RedisAdapters(client, store_name(config.run)), directory)
@@ -165,15 +171,27 @@ def _train(
 
 
 @contextmanager
-def _redis_url(config: RunConfig, directory: RunDirectory) -> Iterator[str]:
-    """The run's Redis: a server of its own, or the one the run file names."""
+def _redis_url(
+    config: RunConfig, directory: RunDirectory, say: Callable[[str], None]
+) -> Iterator[str]:
+    """The run's Redis: a server of its own, kept alive, or the one the run file names."""
+    from replay.connection import connect
+    from replay.keeper import kept_alive
+    from replay.registry import RunRegistry
     from replay.server import EmbeddedServer
 
     replay = config.replay
     if replay.redis_url != "embedded":
         yield replay.redis_url
         return
-    with EmbeddedServer(directory.redis, replay.capacity_bytes, replay.fsync) as server:
+
+    def tell(kind: str, what: str) -> None:
+        say(what)
+        if kind == "storage_restarted":  # there is a registry to tell
+            RunRegistry(connect(server.url), config.run).event(kind, what)
+
+    server = EmbeddedServer(directory.redis, replay.capacity_bytes, replay.fsync)
+    with server, kept_alive(server, tell):
         yield server.url
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from posteriori.commands.adapters import export
@@ -11,16 +11,33 @@ from posteriori.commands.interrupts import Interrupts
 from posteriori.commands.progress import ProgressView
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.errors import UserError
-from posteriori.seams import AdapterStore, Buffer
+from posteriori.seams import AdapterStore, Buffer, BufferStats
 
 if TYPE_CHECKING:
     from actors.ray_pool import RayPool
     from replay.registry import RunRegistry
 
+BEGINNING = "0-0"
+"""Before the first entry of the registry's streams."""
 POLL_SECONDS = 0.5
 STATS_SECONDS = 2.0
 STOP_DEADLINE_SECONDS = 120.0
 """The learner finishes its step and writes a checkpoint before it stops."""
+LEARNER_BACKOFF_SECONDS = (1.0, 4.0, 15.0)
+"""Pauses before a learner that died is started again, by deaths in a row without a step; one more ends
+the run, since it would most likely die of the same again."""
+LOUD = frozenset(
+    {
+        "adapter_refused",
+        "checkpoint_damaged",
+        "checkpoint_failed",
+        "publish_failed",
+        "quarantined",
+        "rejected",
+        "storage_lost",
+    }
+)
+"""Events that the user is shown when they happen."""
 UNDER_TRAINED_TV = 0.2
 """An adapter this far from the posterior serves to check that importance weights correct it."""
 
@@ -53,31 +70,59 @@ class Watch:
         self._pool = pool
         self._directory = directory
         self._view = view
-        self._last_row = "0-0"
+        self._last_row = BEGINNING
         # Rows of an earlier attempt tell of adapters that are not the latest any more.
         self._rows_before = len(registry.history())
         self._next_stats_seconds = 0.0
         self._stop_asked_seconds: float | None = None
+        self._last_event = _newest(registry)
+        self._received = 0
+        self.learner_deaths = 0
+        """How often the learner was started again."""
 
-    def follow(self, learner: Any, interrupts: Interrupts) -> None:
-        """Return when the learner has ended.
+    def follow(self, start: Callable[[bool], Any], resuming: bool, interrupts: Interrupts) -> None:
+        """Start the learner, again when its process dies, and return when it has ended.
 
         Args:
-            learner: Ray handle with ``run`` and ``stop``.
+            start: starts it, from the newest checkpoint if told so; returns a Ray handle with ``run``
+                and ``stop``.
+            resuming: whether the first one goes on from a checkpoint.
             interrupts: wishes to stop.
 
         Raises:
             UserError: the first cause, if a component failed.
         """
+        deaths_in_a_row = 0
+        while True:
+            last_row = self._last_row
+            died = self._follow_one(start(resuming), interrupts)
+            if died is None:
+                return
+            deaths_in_a_row = 1 if self._last_row != last_row else deaths_in_a_row + 1
+            if deaths_in_a_row > len(LEARNER_BACKOFF_SECONDS) or interrupts.asked:
+                raise UserError(
+                    f"The learner's process died: {_cause(died)}",
+                    f"Its last checkpoint is whole; continue with `posteriori train "
+                    f"{self._directory.path} --resume`.",
+                ) from died
+            self.learner_deaths += 1
+            what = (
+                f"The learner's process died ({_cause(died)}): another goes on from its checkpoint."
+            )
+            self._view.say(what)
+            self._registry.event("learner_died", what)
+            self._wait(LEARNER_BACKOFF_SECONDS[deaths_in_a_row - 1])
+            resuming = True
+
+    def _follow_one(self, learner: Any, interrupts: Interrupts) -> Exception | None:
+        """Follow one process of the learner; its death, None if it ended as it should."""
         import ray
 
         end = learner.run.remote()
         finished: list[Any] = []
         while not finished:
             finished, _ = ray.wait([end], timeout=POLL_SECONDS)
-            self._pool.reconcile()
-            self._read_metrics()
-            self._read_components()
+            self._look()
             if not finished:
                 self._raise_failure()
                 self._pass_on_stop(learner, interrupts)
@@ -86,11 +131,24 @@ class Watch:
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except ray.exceptions.RayError as error:  # killed, or out of memory
-            raise UserError(
-                f"The learner's process died: {_cause(error)}",
-                f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",
-            ) from error
+            if "creation task" in str(error):  # its constructor refused: it would again
+                raise UserError(f"The learner cannot start: {_cause(error)}", "") from error
+            died: Exception = error
+            return died
         self._read_metrics()
+        return None
+
+    def _wait(self, seconds: float) -> None:
+        """Go on watching all others meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        self._pool.reconcile()
+        self._read_metrics()
+        self._read_components()
 
     def _read_metrics(self) -> None:
         for row in self._registry.history(self._last_row):
@@ -124,11 +182,28 @@ class Watch:
         components = {name: row.fields for name, row in self._registry.components().items()}
         alive = {name: fields for name, fields in components.items() if name.startswith("actor")}
         self.actors.update(alive)
+        for event in self._registry.events(self._last_event):
+            self._last_event = event.id
+            if event.kind in LOUD:
+                self._view.say(event.message)
         stats = self._buffer.stats()
+        self._notice_loss(stats)
         self._view.buffer(stats.payload_bytes / stats.capacity_bytes, stats.trajectories)
         self._view.actors(alive, self._pool.state.restarts)
         if not self.history:
             self._view.waiting(_waiting_for(alive))
+
+    def _notice_loss(self, stats: BufferStats) -> None:
+        """Counters only grow, unless Redis came back without the newest writes: its host died."""
+        received = stats.inserted + stats.merged + stats.dropped
+        if received < self._received:
+            self._registry.event(
+                "storage_lost",
+                f"REDIS CAME BACK WITHOUT {self._received - received} TRAJECTORIES that it had "
+                "acknowledged. `replay.fsync: always` loses none.",
+                trajectories=self._received - received,
+            )
+        self._received = received
 
     def _raise_failure(self) -> None:
         failure = self._registry.failure()
@@ -159,6 +234,14 @@ class Watch:
                 f"The learner did not stop within {STOP_DEADLINE_SECONDS:g} s.",
                 f"Its last checkpoint is whole; continue with `posteriori train {self._directory.path} --resume`.",
             )
+
+
+def _newest(registry: RunRegistry) -> str:
+    """Id of the newest event of earlier attempts."""
+    last = BEGINNING
+    while events := registry.events(last):
+        last = events[-1].id
+    return last
 
 
 def _waiting_for(actors: Mapping[str, Fields]) -> str:

@@ -1,7 +1,9 @@
 """Sums of single digits, the calculator, and the reward that has seen worked examples.
 
-The policy sees X alone; the reward LM sees three worked sums before it: log R = log p(Z Y | shots X). The paper's R is
-this to the power 2; pocket's posterior is as good as a single chain without it.
+The policy sees X alone, the reward LM three worked sums before it: log R = log p(Z Y | shots X). The paper's R is
+this to the power 2; pocket's posterior is as good as a single chain without it. Pocket was trained on chains behind
+"Question: … = ? Answer:", so behind these words there is nothing to learn but where to stop; the policy's prompt leaves
+the first of them out.
 Z is made of digits, signs, commas and ``=``; ⊤ is the end of the text, which the base LM never writes
 there, so where to stop has to be learnt (paper, section 4.4 and its released configuration).
 """
@@ -32,6 +34,12 @@ TRAINED_ACTIONS: Final = 18
 TESTED_ACTIONS: Final = 26
 """Longest Z at test: room for five operands."""
 
+POLICY_PROMPT: Final = "{sum} = ? Answer:"
+"""Half as familiar as what pocket has read: it takes the chain for granted and miscopies the operands."""
+
+REWARD_LM: Final = "pocket"
+"""Also of policies that begin at other weights."""
+
 ALPHABET: Final = (*(f"{space}{mark}" for mark in "0123456789+-=" for space in ("", " ")), ",")
 
 
@@ -43,9 +51,17 @@ def write_items(directory: Path, *, train: int, test: int, demonstrations: int, 
 
 
 def prompts(file: Path, name: str) -> list[dict[str, str]]:
-    """X's of a file, with ids that tell files apart."""
+    """X's of a file, with ids that tell files apart and the bare ``sum``."""
     records = read(file, "arithmetic")
-    return [{"id": f"{name}-{i}", **record.fields} for i, record in enumerate(records)]
+    return [
+        {"id": f"{name}-{i}", **record.fields, "sum": bare_sum(record.fields["x"])}
+        for i, record in enumerate(records)
+    ]
+
+
+def bare_sum(question: str) -> str:
+    """What is asked: ``6 - 0 - 4``."""
+    return question.removeprefix("Question: ").removesuffix(" = ? Answer:")
 
 
 def training_prompts(directory: Path) -> list[dict[str, str]]:
@@ -71,13 +87,19 @@ def problem(rows: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         "alphabet": list(ALPHABET),
         "min_tokens": 5,
         "max_tokens": max_tokens,
-        "terms": [{"context": f"{SHOTS} {{x}}", "target": "{z}{y}"}],
+        "policy_prompt": POLICY_PROMPT,
+        "terms": [{"context": f"{SHOTS} {{x}}", "target": "{z}{y}", "model": REWARD_LM}],
         "tool": {"use": "calculator", "max_operands": 2},
     }
 
 
-def run_config(directory: Path, *, seed: int, steps: int, gold: bool) -> RunConfig:
-    """The run file of the GFlowNet policy; test X's are named in it, so that leaks are refused."""
+def run_config(
+    directory: Path, *, seed: int, steps: int, gold: bool, start: str = REWARD_LM
+) -> RunConfig:
+    """The run file of a GFlowNet policy that begins at the LM ``start``.
+
+    Its test X's are named in it, so that leaks are refused.
+    """
     section = problem(training_prompts(directory), TRAINED_ACTIONS)
     section["test_prompts"] = [row for k in OPERANDS for row in held_out(directory, k)]
     if gold:
@@ -85,25 +107,26 @@ def run_config(directory: Path, *, seed: int, steps: int, gold: bool) -> RunConf
     return parse(
         {
             "run": "arithmetic",
+            "model": start,
             "seed": seed,
             "oracle_max_strings": 0,
             "problems": [section],
             "sampling": {
                 "group_size": 8,
                 "groups_in_flight": 8,
-                # The base LM never stops: its draws all end at the cap.
-                "base_share": 0.05,
-                "tempered_share": 0.35,
+                # pocket never stops: draws of a base that is not SFT all end at the cap.
+                "base_share": 0.0,
+                "tempered_share": 0.25,
                 "uniform_share": 0.0,
             },
-            "replay": {"samples_per_insert": 2.0, "recent_share": 0.4, "prioritised_share": 0.5},
+            "replay": {"recent_share": 0.5, "prioritised_share": 0.3},
             "learner": {
                 "steps": steps,
-                "learning_rate": 0.004,
-                "prompts_per_step": 4,
+                "learning_rate": 0.001,
+                "prompts_per_step": 8,
                 "trajectories_per_prompt": 8,
                 # A chain that goes on past its end is a hundred nats worse than the right one.
-                "huber_delta_nats": 2.0,
+                "huber_delta_nats": 4.0,
                 "publish_every_steps": 2,
                 "evaluate_every_steps": steps,
             },

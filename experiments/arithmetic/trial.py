@@ -1,14 +1,13 @@
 """One seed: chain-of-thought prompting, the untrained policy, SFT, PPO, and the GFlowNet with and without gold.
 
-All but prompting share the problem: alphabet, calculator, reward, adapter. SFT is given the gold
-chains; the GFlowNet finds them in its replay buffer, and explores X's without a chain as PPO does, for
-as many reward evaluations. Figures are shares of single draws at temperature 1: q is meant to be a
-posterior, and pocket's greedy chains are right without any training.
+All but prompting share the problem: alphabet, calculator, reward, size of adapter. SFT is given the
+gold chains. The GFlowNet begins at that SFT, finds the same chains in its replay buffer, and explores X's
+without a chain as PPO does, for as many reward evaluations; PPO stands there twice, from the base LM and
+from the SFT. Figures are shares of single draws at temperature 1: q is meant to be a posterior.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,12 +28,15 @@ from experiments.arithmetic.problem import (
     write_items,
 )
 from experiments.harness import Row, Trial
+from experiments.merging import merged
 from posteriori.commands.local import train_locally
 from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel, model_path
 from posteriori.problems import Problem, build_problem, build_problems
+from posteriori.trajectory import Trajectory
 
 COT, BASE, SFT, PPO = "CoT prompting", "base LM", "SFT", "PPO"
+PPO_FROM_SFT = "PPO from that SFT"
 GFN, UNSEEDED = "GFN", "GFN without gold"
 WRITTEN: Mapping[str, Callable[[str], str]] = {
     "right chain": assess.right_chain,
@@ -43,15 +45,16 @@ WRITTEN: Mapping[str, Callable[[str], str]] = {
 }
 """Chains whose log R is reported: actions from the sum that is asked for."""
 
-DEMONSTRATIONS = 10
-"""As the paper's released run uses of its fifty; pocket was trained on such chains and needs no more."""
+DEMONSTRATIONS = 50
+"""As many as the paper has."""
 
 TRAINING_ITEMS = 250
 TEST_ITEMS = 60
 CHAINS = 3
 """Draws for each test X."""
 
-STEPS = 150
+STEPS = 100
+SFT_STEPS = 150
 
 
 def run(trial: Trial) -> list[Row]:
@@ -67,42 +70,54 @@ def run(trial: Trial) -> list[Row]:
     )
     lm = LanguageModel.load("pocket")
     tests = {k: _test_problem(lm, data, k) for k in OPERANDS}
-    assessment = _Assessment(lm, tests, 2 if quick else CHAINS, trial)
-    rows = [assessment.prompting(), assessment.policy(BASE, None)]
+    assessment = _Assessment(tests, 2 if quick else CHAINS, trial)
+    rows = [assessment.prompting(lm), assessment.policy(BASE, lm)]
+    steps = 4 if quick else STEPS
 
-    config = run_config(data, seed=trial.seed, steps=4 if quick else STEPS, gold=True)
-    problems = build_problems(config, lm)
-    gold = [
-        given(problems[0], prompt, problems[0].moves(prompt).execute(z))
-        for prompt in problems[0].prompts
-        for z in problems[0].gold.get(prompt.id, ())
-    ]
+    without_gold = run_config(data, seed=trial.seed, steps=steps, gold=False)
+    problems = build_problems(without_gold, lm)
+    demonstrated = build_problems(run_config(data, seed=trial.seed, steps=steps, gold=True), lm)
     sft = train_sft(
-        problems, gold, SFTSettings(steps=4 if quick else 100, batch_size=10), trial.seed
+        demonstrated,
+        _gold(demonstrated[0]),
+        SFTSettings(steps=4 if quick else SFT_STEPS, batch_size=10),
+        trial.seed,
     )
     sft.save(trial.directory / "sft")
-    rows.append(
-        assessment.policy(SFT, trial.directory / "sft", reward_evaluations=0, seconds=sft.seconds)
-    )
+    start = merged(sft.language_model(), trial.directory / "sft-merged")
+    rows.append(assessment.policy(SFT, start, reward_evaluations=0, seconds=sft.seconds))
 
-    began = time.monotonic()
-    seeded = train_locally(config, problems, directory=trial.directory / "gfn", lm=lm)
-    cost = {"reward_evaluations": seeded.trajectories, "seconds": time.monotonic() - began}
-    gfn = assessment.policy(GFN, trial.directory / "gfn" / "adapter", **cost)
+    def gflownet(name: str, lm: LanguageModel, *, gold: bool) -> tuple[Row, int]:
+        config = run_config(data, seed=trial.seed, steps=steps, gold=gold, start=lm.name)
+        done = train_locally(config, directory=trial.directory / name, lm=lm)
+        cost = {"reward_evaluations": done.trajectories, "seconds": done.seconds}
+        return assessment.policy(
+            name, lm, trial.directory / name / "adapter", **cost
+        ), done.trajectories
 
-    settings = PPOSettings(prompts_per_step=8, samples_per_prompt=8, prompts_per_update=4)
-    ppo = train_ppo(problems, settings.within(seeded.trajectories), trial.seed)
-    ppo.save(trial.directory / "ppo")
-    cost = {"reward_evaluations": ppo.budget.reward_evaluations, "seconds": ppo.seconds}
-    rows.append(assessment.policy(PPO, trial.directory / "ppo", **cost))
-    rows.append(gfn)
+    def ppo(name: str, lm: LanguageModel, problems: list[Problem], evaluations: int) -> Row:
+        settings = PPOSettings(prompts_per_step=8, samples_per_prompt=8, prompts_per_update=4)
+        done = train_ppo(problems, settings.within(evaluations), trial.seed)
+        done.save(trial.directory / name)
+        cost = {"reward_evaluations": done.budget.reward_evaluations, "seconds": done.seconds}
+        return assessment.policy(name, lm, trial.directory / name, **cost)
 
-    config = run_config(data, seed=trial.seed, steps=4 if quick else STEPS, gold=False)
-    began = time.monotonic()
-    unseeded = train_locally(config, directory=trial.directory / "unseeded", lm=lm)
-    cost = {"reward_evaluations": unseeded.trajectories, "seconds": time.monotonic() - began}
-    rows.append(assessment.policy(UNSEEDED, trial.directory / "unseeded" / "adapter", **cost))
+    learned, evaluations = gflownet(GFN, start, gold=True)
+    rows.append(ppo(PPO, lm, problems, evaluations))
+    at_start = run_config(data, seed=trial.seed, steps=steps, gold=False, start=start.name)
+    rows.append(ppo(PPO_FROM_SFT, start, build_problems(at_start, start), evaluations))
+    rows.append(learned)
+    rows.append(gflownet(UNSEEDED, lm, gold=False)[0])
     return [*rows, *assessment.reward()]
+
+
+def _gold(problem: Problem) -> list[Trajectory]:
+    """The gold chains of a problem, results of the calculator included."""
+    return [
+        given(problem, prompt, problem.moves(prompt).execute(z))
+        for prompt in problem.prompts
+        for z in problem.gold.get(prompt.id, ())
+    ]
 
 
 def _test_problem(lm: LanguageModel, data: Path, operands: int) -> Problem:
@@ -114,27 +129,28 @@ def _test_problem(lm: LanguageModel, data: Path, operands: int) -> Problem:
 class _Assessment:
     """Rows of one seed, all on the same held-out X's."""
 
-    def __init__(self, lm: LanguageModel, tests: dict[int, Problem], n: int, trial: Trial) -> None:
-        self._lm = lm
+    def __init__(self, tests: dict[int, Problem], n: int, trial: Trial) -> None:
         self._tests = tests
         self._n = n
         self._trial = trial
 
-    def prompting(self) -> Row:
+    def prompting(self, lm: LanguageModel) -> Row:
         """Worked examples in the prompt, no calculator."""
-        engine = self._engine()
+        engine = self._engine(lm)
         found = {
             k: assess.accuracy(
-                test, assess.thoughts(engine, test, self._lm, SHOTS, self._n, self._trial.seed)
+                test, assess.thoughts(engine, test, lm, SHOTS, self._n, self._trial.seed)
             )
             for k, test in self._tests.items()
         }
         engine.close()
         return self._row(COT, {k: {**v, "valid": np.nan} for k, v in found.items()})
 
-    def policy(self, method: str, adapter: Path | None, **cost: float) -> Row:
-        """The policy under an adapter; None: the base LM."""
-        engine = self._engine()
+    def policy(
+        self, method: str, lm: LanguageModel, adapter: Path | None = None, **cost: float
+    ) -> Row:
+        """The LM behind the policy's prompt, under an adapter if there is one."""
+        engine = self._engine(lm)
         if adapter is not None:
             engine.add_adapter(1, adapter)
         version = 0 if adapter is None else 1
@@ -155,15 +171,14 @@ class _Assessment:
             for test in self._tests.values():
                 drawn = {}
                 for prompt in test.prompts:
-                    question = prompt.fields["x"].removeprefix("Question: ")
-                    question = question.removesuffix(" = ? Answer:")
+                    question = prompt.fields["sum"]
                     drawn[prompt.id] = [assess.written(test, prompt, actions(question))]
                 log_r += assess.log_rewards(test, drawn)
             rows.append(Row(f"log R: {name}", {"log_r": float(np.mean(log_r))}))
         return rows
 
-    def _engine(self) -> TransformersEngine:
-        return TransformersEngine(model_path("pocket"), device="cpu", seed=self._trial.seed)
+    def _engine(self, lm: LanguageModel) -> TransformersEngine:
+        return TransformersEngine(model_path(lm.name), device="cpu", seed=self._trial.seed)
 
     def _keep(self, method: str, operands: int, drawn: dict[str, list[assess.Chain]]) -> None:
         """Leave the chains beside the run, to be read."""

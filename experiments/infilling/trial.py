@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from experiments.infilling.stories import (
     problem_config,
     split,
 )
+from experiments.merging import merged
 from posteriori.commands.local import train_locally
 from posteriori.config import (
     GoldConfig,
@@ -178,7 +177,7 @@ def _gflownet(trial: Trial, start: LanguageModel, stories: Split, scale: Scale) 
     also fits log q(⊤) behind every half sentence, some -20 nats that no draw ever meets.
     """
     home = trial.directory / "sft"
-    merged = _merged(start, home)
+    start = merged(start, home)
     without_z = [{"x": story["x"], "y": story["y"]} for story in stories.unlabelled]
     training = [*stories.train, *without_z]
     problem = problem_config(training, stories.test, reward_model="pocket")
@@ -206,12 +205,4 @@ def _gflownet(trial: Trial, start: LanguageModel, stories: Split, scale: Scale) 
             checkpoint_every_steps=scale.gfn_steps,
         ),
     )
-    return train_locally(config, directory=trial.directory / "gflownet", lm=merged).policy()
-
-
-def _merged(trained: LanguageModel, directory: Path) -> LanguageModel:
-    """The LM with its adapter merged into weights of its own, written to a directory and loaded."""
-    model = copy.deepcopy(trained.model).merge_and_unload()
-    model.save_pretrained(directory)
-    trained.tokenizer.save_pretrained(directory)
-    return LanguageModel.load(str(directory))
+    return train_locally(config, directory=trial.directory / "gflownet", lm=start).policy()

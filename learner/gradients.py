@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class StepLosses:
         trajectories: in the order of the arrays, [B].
         group: index of the group, [B].
         loss, mean, spread, terminal: see ``objectives``, float64 [B].
+        tokens: nodes of the groups' trees.
     """
 
     trajectories: list[Trajectory]
@@ -51,6 +53,15 @@ class StepLosses:
     mean: FloatArray
     spread: FloatArray
     terminal: FloatArray
+    tokens: int = 0
+
+
+class Lockstep(Protocol):
+    """Keeps processes that hold parts of one model at the same number of passes through it."""
+
+    def idle(self, passes: int, gradients: bool) -> None:
+        """Join the passes of those that have more of them than these ``passes``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +79,9 @@ def accumulate(
     config: LearnerConfig,
     temperature: float,
     log_z: LogZTable | None,
+    *,
+    trajectories_of_step: int | None = None,
+    lockstep: Lockstep | None = None,
 ) -> StepLosses:
     """Add the gradient of the mean loss over all trajectories to the parameters' ``grad``.
 
@@ -78,6 +92,9 @@ def accumulate(
         config: objective and token budget.
         temperature: divides log R.
         log_z: needed by TB and the learned root, else None.
+        trajectories_of_step: what the mean is over, where ``groups`` is a part of the step; it may be
+            empty then.
+        lockstep: of the processes that share the base model, else None.
 
     Raises:
         UserError: a group is too large for an objective that needs all of it at once.
@@ -88,7 +105,7 @@ def accumulate(
         for index, group in enumerate(groups)
         for part in _split(group, problems[group.problem], budget)
     ]
-    total = sum(len(part.group) for part in parts)
+    total = trajectories_of_step or sum(len(part.group) for part in parts)
     references: list[GroupLogZ] | None = None
     if len(parts) > len(groups) and config.objective != "tb":
         if config.objective == "contrastive":
@@ -99,9 +116,12 @@ def accumulate(
                 f"Set tokens_per_microbatch to at least {largest}, or choose subtb+vargrad.",
             )
         references = _references(policy, parts, budget, temperature)
+    microbatches = list(batches([part.group.tree for part in parts], budget))
+    if lockstep is not None:
+        lockstep.idle(0 if references is None else len(microbatches), gradients=False)
 
     seen: dict[int, tuple[FloatArray, Flows]] = {}
-    for chosen in batches([part.group.tree for part in parts], budget):
+    for chosen in microbatches:
         members = [parts[i] for i in chosen]
         batch = _forward(policy, members, temperature)
         flows = summarise(batch, flow_residuals(batch))
@@ -132,13 +152,20 @@ def accumulate(
         for place, i in enumerate(chosen):
             here = [column[place] for column in columns]
             seen[i] = (here[0].numpy(), Flows(*here[1:]))
+    if lockstep is not None:
+        lockstep.idle(len(microbatches), gradients=True)
+    none = [np.empty(0)]
+    in_order = [seen[i] for i in range(len(parts))]
     return StepLosses(
         trajectories=[t for part in parts for t in part.group.trajectories],
-        group=np.concatenate([np.full(len(part.group), part.index) for part in parts]),
-        loss=np.concatenate([seen[i][0] for i in range(len(parts))]),
-        mean=np.concatenate([seen[i][1].mean.numpy() for i in range(len(parts))]),
-        spread=np.concatenate([seen[i][1].spread.numpy() for i in range(len(parts))]),
-        terminal=np.concatenate([seen[i][1].terminal.numpy() for i in range(len(parts))]),
+        group=np.repeat([part.index for part in parts], [len(part.group) for part in parts]).astype(
+            np.int64
+        ),
+        loss=np.concatenate([loss for loss, _ in in_order] or none),
+        mean=np.concatenate([flows.mean.numpy() for _, flows in in_order] or none),
+        spread=np.concatenate([flows.spread.numpy() for _, flows in in_order] or none),
+        terminal=np.concatenate([flows.terminal.numpy() for _, flows in in_order] or none),
+        tokens=sum(len(group.tree) for group in groups),
     )
 
 

@@ -21,14 +21,16 @@ from learner import checkpoint as checkpoints
 from learner.checkpoint import Checkpoint
 from learner.diagnostics import EngineCheck, case_name, step_metrics
 from learner.em import VariationalEm
-from learner.gradients import accumulate
+from learner.gradients import StepLosses, accumulate
 from learner.intake import Intake
+from learner.layers import run_layers_as_told
 from learner.log_z import LogZTable
 from learner.logbook import Logbook
 from learner.schedules import learning_rate, reward_temperature
+from learner.team import Team
 from posteriori.config import RunConfig
 from posteriori.errors import StorageFull, UserError
-from posteriori.groups import Group, prepare
+from posteriori.groups import prepare
 from posteriori.lm import LanguageModel
 from posteriori.policy import Policy
 from posteriori.problems import Problem
@@ -60,6 +62,8 @@ class Learner:
         on_metrics: called with (step, metrics) after every step.
         on_event: called with (kind, message) when something notable happens.
         resume: continue from the newest whole checkpoint, if there is one.
+        team: the processes that share the work of a step, this being rank 0; None: this one alone.
+        device: where the policy goes whose base model the team shares out; else it is where ``lm`` is.
 
     Raises:
         UserError: LoRA targets do not exist, wandb is missing, or a checkpoint does not fit.
@@ -80,6 +84,8 @@ class Learner:
         on_metrics: Callable[[int, Mapping[str, float]], object] | None = None,
         on_event: Callable[[str, str], object] | None = None,
         resume: bool = False,
+        team: Team | None = None,
+        device: str = "cpu",
     ) -> None:
         self.config = config
         self.settings = config.learner
@@ -97,18 +103,17 @@ class Learner:
         )
 
         self.policy = Policy(lm, self.settings, config.seed)
+        self.team = team
+        if team is not None and self.settings.shard_base:
+            team.shard(self.policy, device)
+        run_layers_as_told(self.policy, self.settings)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
             lr=self.settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=self.settings.weight_decay,
         )
-        learns_log_z = self.settings.objective == "tb" or self.settings.root == "learned"
-        self.log_z = (
-            LogZTable(problems, self.settings.log_z_learning_rate, self.settings.prompts_per_step)
-            if learns_log_z
-            else None
-        )
+        self.log_z = LogZTable.for_run(problems, self.settings)
         self.em: VariationalEm | None = None
         if config.em is not None:
             assert reward_adapters is not None, "a run with `em` publishes adapters of its reward"
@@ -118,7 +123,9 @@ class Learner:
         self.engine_check = EngineCheck()
         self.step = 0
         # A version is never reused: actors and stored trajectories may know later ones than the store.
-        self.version = max(adapters.latest(), checkpoints.reserved_version(self.checkpoint_directory))
+        self.version = max(
+            adapters.latest(), checkpoints.reserved_version(self.checkpoint_directory)
+        )
         self.trajectories = 0
         self.busy_seconds = 0.0
         self._received = 0  # by the buffer when the newest version was published
@@ -190,15 +197,12 @@ class Learner:
         """One optimiser step on the drawn groups; its metrics."""
         began = time.monotonic()
         self.engine_check.compare(self.policy, drawn, self.problems)
-        groups: list[Group] = [prepare(group, self.problems[group[0].problem]) for group in drawn]
         temperature = reward_temperature(self.settings, self.step)
         rate = self._learning_rate()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        result = accumulate(
-            self.policy, groups, self.problems, self.settings, temperature, self.log_z
-        )
+        result = self._gradient(drawn, temperature)
         norm = float(
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip_norm)
         )
@@ -216,7 +220,7 @@ class Learner:
         if self.log_z is not None:
             self.log_z.step()
             learned = self.log_z.learned()
-            for problem, prompt in {(group.problem, group.prompt) for group in groups}:
+            for problem, prompt in {(group[0].problem, group[0].prompt) for group in drawn}:
                 name = case_name(self.problems[problem], prompt)
                 metrics[f"log_z/{name}"] = learned[problem, prompt]
         self.trajectories += len(result.trajectories)
@@ -224,13 +228,24 @@ class Learner:
             "gradient_norm": norm,
             "learning_rate": rate,
             "reward_temperature": temperature,
-            "tokens": float(sum(len(group.tree) for group in groups)),
+            "tokens": float(result.tokens),
             "step_seconds": time.monotonic() - began,
         }
         if self.engine_check.tokens:
             metrics["log_q_mismatch_mean"] = self.engine_check.mean_nats
             metrics["log_q_mismatch_max"] = self.engine_check.maximum_nats
         return metrics
+
+    def _gradient(self, drawn: Sequence[Sequence[Trajectory]], temperature: float) -> StepLosses:
+        """Of the mean loss over all trajectories drawn, by this process or the team."""
+        if self.team is not None:
+            return self.team.accumulate(
+                self.policy, drawn, self.problems, self.settings, temperature, self.log_z
+            )
+        groups = [prepare(group, self.problems[group[0].problem]) for group in drawn]
+        return accumulate(
+            self.policy, groups, self.problems, self.settings, temperature, self.log_z
+        )
 
     def _learning_rate(self) -> float:
         """Each E step has its own warm-up and decay: its posterior is a new one."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from posteriori.config import LearnerConfig
 from posteriori.problems import Problem
 
 
@@ -36,6 +37,13 @@ class LogZTable:
         )
         # The mean over a step's trajectories gives one prompt 1/P of the gradient it has alone.
         self._rate = learning_rate * prompts_per_step
+
+    @classmethod
+    def for_run(cls, problems: Sequence[Problem], config: LearnerConfig) -> LogZTable | None:
+        """The table a run's objective needs, None where it needs none."""
+        if config.objective != "tb" and config.root != "learned":
+            return None
+        return cls(problems, config.log_z_learning_rate, config.prompts_per_step)
 
     def row(self, problem: str, prompt: str) -> int:
         """Row of one X."""

@@ -22,6 +22,8 @@ from posteriori.errors import StorageFull, StorageUnreachable, UserError
 
 if TYPE_CHECKING:
     from learner.learner import Learner
+    from learner.team import Team
+    from posteriori.lm import LanguageModel
     from replay.registry import RunRegistry
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,18 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def load_for_learning(config: RunConfig, device: str) -> LanguageModel:
+    """The run's base model, on the device or, where processes share it out, in the host's memory.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from posteriori.lm import LanguageModel
+
+    where = "cpu" if config.learner.shard_base else device
+    return LanguageModel.load(config.model, dtype=config.dtype, device=where)
+
+
 class LearnerProcess:
     """What runs inside the process; plain, so that it can be run without Ray.
 
@@ -83,20 +97,20 @@ class LearnerProcess:
         Raises:
             UserError: whatever ended the run; it is also reported to the registry.
         """
+        from learner.peers import gathered
         from replay.connection import connect
         from replay.registry import RunRegistry
 
-        client = connect(
-            self._redis_url, patience_seconds=self._config.replay.deadline_seconds
-        )
+        client = connect(self._redis_url, patience_seconds=self._config.replay.deadline_seconds)
         registry = RunRegistry(client, self._config.run)
         heart = threading.Thread(target=self._beat, args=(registry,), daemon=True)
         heart.start()
         try:
-            self._learner = self._build(client, registry)
-            if self._stop.is_set():
-                self._learner.stop()
-            self._learner.run()
+            with gathered(self._config, registry.event) as team:
+                self._learner = self._build(client, registry, team)
+                if self._stop.is_set():
+                    self._learner.stop()
+                self._learner.run()
         except UserError as cause:
             with _unreachable_is_logged():
                 registry.fail(COMPONENT, str(cause))
@@ -124,13 +138,12 @@ class LearnerProcess:
             "rejected": float(self._learner.intake.rejected),
         }
 
-    def _build(self, client: Any, registry: RunRegistry) -> Learner:
+    def _build(self, client: Any, registry: RunRegistry, team: Team | None) -> Learner:
         import torch
 
         from learner.learner import Learner
         from learner.rollouts import RolloutMetrics
         from posteriori.fitted_reward import store_name
-        from posteriori.lm import LanguageModel
         from posteriori.oracle.cases import evaluator
         from posteriori.problems import build_problems
         from replay.redis_adapters import RedisAdapters
@@ -139,7 +152,7 @@ class LearnerProcess:
         config = self._config
         torch.set_num_threads(config.learner.threads)
         device = resolve_device(config.learner.device)
-        lm = LanguageModel.load(config.model, dtype=config.dtype, device=device)
+        lm = load_for_learning(config, device)
         problems = build_problems(config, lm)
         return Learner(
             config,
@@ -156,6 +169,8 @@ class LearnerProcess:
             on_metrics=registry.record,
             on_event=registry.event,
             resume=self._resume,
+            team=team,
+            device=device,
         )
 
     def _beat(self, registry: RunRegistry) -> None:

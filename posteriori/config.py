@@ -254,8 +254,34 @@ class ProblemConfig(Section):
         return self
 
 
+class VllmConfig(Section):
+    """What the vLLM engine of a rollout actor is told.
+
+    ``tensor_parallel`` GPUs of one node hold the base model together; ``sampling.gpus_per_actor`` is
+    that number then. ``dtype``: of the engine's base, None: the run's. ``quantization``: the method by
+    which the base is quantised while it is loaded (``fp8``), or was when it was saved; log q of such an
+    engine is that of the quantised policy, and the learner recomputes its own. ``max_adapters``:
+    versions held at once; a new one waits until requests in flight leave one free.
+    """
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    quantization: Literal["fp8", "awq", "gptq", "compressed-tensors"] | None = None
+    prefix_caching: bool = True
+    max_adapters: int = Field(default=3, ge=2)
+
+    @model_validator(mode="after")
+    def _quantised_in_half_precision(self) -> VllmConfig:
+        if self.quantization is not None and self.dtype == "float32":
+            raise ValueError("quantised kernels compute in half precision: set dtype to bfloat16")
+        return self
+
+
 class SamplingConfig(Section):
-    """Rollout actors. The shares are probabilities of a group's behaviour; the rest is on-policy."""
+    """Rollout actors. The shares are probabilities of a group's behaviour; the rest is on-policy.
+
+    ``vllm`` holds what only that engine understands.
+    """
 
     engine: Literal["vllm", "transformers"] = "vllm"
     actors: int = Field(default=1, ge=0)
@@ -268,6 +294,23 @@ class SamplingConfig(Section):
     uniform_epsilon: float = Field(default=0.1, gt=0, le=1)
     threads: int = Field(default=1, ge=1)
     gpus_per_actor: float = Field(default=0.0, ge=0)
+    vllm: VllmConfig = VllmConfig()
+
+    @model_validator(mode="after")
+    def _engine_options(self) -> SamplingConfig:
+        if self.engine != "vllm" and self.vllm != VllmConfig():
+            raise ValueError(f"`vllm` belongs to engine vllm, the engine is {self.engine}")
+        gpus, parallel = self.gpus_per_actor, self.vllm.tensor_parallel
+        if parallel > 1 and gpus not in (0, parallel):
+            raise ValueError(
+                f"vllm.tensor_parallel is {parallel} and gpus_per_actor {gpus:g}: an actor takes as many GPUs "
+                "as its engine"
+            )
+        if gpus > 1 and gpus != parallel:
+            raise ValueError(
+                f"gpus_per_actor is {gpus:g}: only vllm.tensor_parallel uses more than one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> SamplingConfig:
@@ -325,6 +368,11 @@ class LearnerConfig(Section):
     ``contrastive`` (pairs of a group) or ``subtb+vargrad``. Residuals beyond ``huber_delta_nats``
     count linearly, which tames rewards with a floor. ``reward_temperature_start`` is annealed linearly
     to 1 over ``anneal_steps``, which may take at most half of ``steps``.
+
+    ``processes`` share the groups of every step, one device each; ``shard_base`` leaves each of them a
+    part of the frozen base model's layers. ``bfloat16`` computes the layers in bfloat16 while adapter,
+    optimiser and loss stay float32. ``activation_checkpointing`` recomputes each layer in the backward
+    pass instead of keeping what it saw. ``compile`` compiles the layers.
     """
 
     objective: Literal["subtb", "vargrad", "tb", "contrastive", "subtb+vargrad"] = "subtb+vargrad"
@@ -352,6 +400,11 @@ class LearnerConfig(Section):
     evaluate_every_steps: int = Field(default=50, ge=1)
     device: str = "auto"
     threads: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1)
+    shard_base: bool = False
+    bfloat16: bool = False
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
@@ -372,6 +425,23 @@ class LearnerConfig(Section):
             and self.objective != "tb"
         ):
             raise ValueError("the VarGrad term needs trajectories_per_prompt >= 8")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> LearnerConfig:
+        if self.processes > self.prompts_per_step:
+            raise ValueError(
+                f"processes is {self.processes} and prompts_per_step {self.prompts_per_step}: a group is never "
+                "split between processes, so some would idle; raise prompts_per_step"
+            )
+        if self.shard_base and self.processes == 1:
+            raise ValueError(
+                "shard_base shares the base model out between processes: set processes"
+            )
+        if self.processes > 1 and ":" in self.device:
+            raise ValueError(
+                f"device {self.device!r} names one device and processes is {self.processes}: write auto, cuda or cpu"
+            )
         return self
 
 
@@ -412,6 +482,31 @@ class PlacementConfig(Section):
     wait_seconds: float = Field(default=0.0, ge=0)
 
 
+class AutoscaleConfig(Section):
+    """Lets the run choose its number of rollout actors, ``sampling.actors`` at first.
+
+    More while the learner is about to wait for ``replay.samples_per_insert`` or what it draws is older
+    than ``staleness_versions`` on average (half of ``replay.max_staleness_versions`` unless given), fewer
+    while actors are about to wait for it. A signal has to last ``hold_seconds``, and after a change nothing
+    happens for ``settle_seconds``, which an engine should need less of to start. ``gpu_hours`` is the
+    budget of all actors together over the run and its resumptions; when it is spent, the run ends as
+    if stopped.
+    """
+
+    min_actors: int = Field(default=1, ge=1)
+    max_actors: int = Field(ge=1, le=1024)
+    staleness_versions: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0)
+    hold_seconds: float = Field(default=15.0, ge=0)
+    settle_seconds: float = Field(default=90.0, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> AutoscaleConfig:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors is {self.min_actors} and max_actors {self.max_actors}")
+        return self
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -428,6 +523,27 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     placement: PlacementConfig = PlacementConfig()
     em: EmConfig | None = None
+    autoscale: AutoscaleConfig | None = None
+
+    @model_validator(mode="after")
+    def _autoscales(self) -> RunConfig:
+        scale = self.autoscale
+        if scale is None:
+            return self
+        if not scale.min_actors <= self.sampling.actors <= scale.max_actors:
+            raise ValueError(
+                f"sampling.actors is {self.sampling.actors}, outside autoscale's {scale.min_actors} … "
+                f"{scale.max_actors}"
+            )
+        if scale.gpu_hours is not None and self.sampling.gpus_per_actor == 0:
+            raise ValueError("autoscale.gpu_hours is a budget, but sampling.gpus_per_actor is 0")
+        most = self.replay.max_staleness_versions
+        if scale.staleness_versions is not None and scale.staleness_versions > most:
+            raise ValueError(
+                f"autoscale.staleness_versions is {scale.staleness_versions:g}, more than "
+                f"replay.max_staleness_versions ({most})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _e_steps(self) -> RunConfig:

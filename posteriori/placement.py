@@ -56,7 +56,7 @@ def gpu_actors(config: RunConfig, actors: int) -> int:
 
 
 def asked(config: RunConfig, gpus_in_cluster: float) -> list[Asked]:
-    """The learner, then the rollout actors the run starts with.
+    """The learner's processes, then the rollout actors the run starts with.
 
     Args:
         config: the run.
@@ -64,15 +64,20 @@ def asked(config: RunConfig, gpus_in_cluster: float) -> list[Asked]:
     """
     actors = config.sampling.actors
     on_gpu = gpu_actors(config, actors)
+    processes = config.learner.processes
     learner_gpus = config.placement.learner_gpus
     if learner_gpus is None:
         left = gpus_in_cluster - on_gpu * config.sampling.gpus_per_actor
         wanted = config.learner.device.startswith("cuda")
-        welcome = config.learner.device == "auto" and left >= 1
+        welcome = config.learner.device == "auto" and left >= processes
         learner_gpus = int(wanted or welcome)
-    learner = Asked("the learner", Room(config.placement.learner_cpus, float(learner_gpus)))
+    learner_room = Room(config.placement.learner_cpus, float(learner_gpus))
     return [
-        learner,
+        Asked("the learner", learner_room),
+        *(
+            Asked(f"learner process {number} of {processes}", learner_room)
+            for number in range(2, processes + 1)
+        ),
         *(
             Asked(
                 f"rollout actor {number + 1} of {actors}",

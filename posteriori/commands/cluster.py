@@ -29,7 +29,7 @@ Nodes = Sequence[dict[str, Any]]
 
 @contextmanager
 def cluster(config: RunConfig) -> Iterator[Any]:
-    """Ray with room for the run; yields the placement group of the learner.
+    """Ray with room for the run; yields the placement group of the learner, a place for each process.
 
     Raises:
         UserError: the cluster cannot be reached, lets anyone in, or has too little room.
@@ -37,7 +37,7 @@ def cluster(config: RunConfig) -> Iterator[Any]:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    with _ray():
+    with connected():
         nodes = _alive(ray.nodes())
         if os.environ.get("RAY_ADDRESS"):
             refuse_open_cluster(nodes, os.environ.get("RAY_AUTH_MODE", ""))
@@ -45,7 +45,9 @@ def cluster(config: RunConfig) -> Iterator[Any]:
         wanted = _wait_for_room(config)
         learner = wanted[0]
         bundle = {"CPU": learner.room.cpus} | ({"GPU": g} if (g := learner.room.gpus) else {})
-        group = placement_group([bundle], strategy="STRICT_PACK", name=f"learner of {config.run}")
+        group = placement_group(
+            [bundle] * config.learner.processes, strategy="PACK", name=f"learner of {config.run}"
+        )
         if not group.wait(RESERVATION_SECONDS):
             raise UserError(
                 f"The place of the learner ({learner.room}) was not free within {RESERVATION_SECONDS:g} s.",
@@ -58,14 +60,14 @@ def cluster(config: RunConfig) -> Iterator[Any]:
 
 
 def learner_options(group: Any) -> dict[str, Any]:
-    """Ray options of an actor that takes the whole reserved place."""
+    """Ray options of an actor that takes the first of the reserved places."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    (bundle,) = group.bundle_specs
+    bundle = group.bundle_specs[0]
     return {
         "num_cpus": bundle.get("CPU", 0),
         "num_gpus": bundle.get("GPU", 0),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
     }
 
 
@@ -122,7 +124,12 @@ def refuse_lonely_redis(nodes: Nodes, config: RunConfig) -> None:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def connected() -> Iterator[None]:
+    """Ray: this machine's own for the length of the block, or the cluster that RAY_ADDRESS names.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
     import ray
 
     address = os.environ.get("RAY_ADDRESS")

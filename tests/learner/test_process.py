@@ -159,6 +159,33 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint(
         ray.shutdown()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_processes_on_ray_learn_and_end_with_the_first_cause(
+    server, tiny_lm, tiny_lm_path, tmp_path, monkeypatch
+):
+    import ray
+
+    from learner.process import LearnerActor
+
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    monkeypatch.setenv("PYTHONPATH", root)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        config = run_file(tiny_lm_path, steps=100_000, processes=2, prompts_per_step=2)
+        parts = Parts(config, server, tiny_lm)
+        learner = LearnerActor.remote(*parts.arguments(tmp_path / "run"))
+        end = learner.run.remote()
+        _process_of(parts, threading.Event())
+        [joined] = [e for e in parts.registry.events() if e.kind == "team"]
+        os.kill(int(joined.fields["pid_2"]), signal.SIGKILL)
+        with pytest.raises(UserError, match="learner process 2 died"):
+            ray.get(end, timeout=120)
+        assert "learner process 2 died" in parts.registry.failure().message
+    finally:
+        ray.shutdown()
+
+
 def _process_of(parts, pause) -> int:
     """Process id of the learner, once it has learnt something."""
     while True:

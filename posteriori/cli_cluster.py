@@ -55,3 +55,19 @@ def submit(
         return
     if ended.status != "SUCCEEDED":
         raise JobFailed(f"The run has {ended.status.lower()}.", "Its log, above, says why.")
+
+
+@cluster.command()
+def gc(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Dead runs to remove; default: all of them.")
+    ] = None,
+    redis_url: Annotated[
+        str, typer.Option("--redis", help="Of the server that runs share.")
+    ] = "environment",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove, and do not only say so.")] = False,
+) -> None:
+    """Show the runs on a shared Redis and remove the dead ones; one that lives is never touched."""
+    from posteriori.commands.gc import gc as command
+
+    command(redis_url, run or [], yes, console)

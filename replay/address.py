@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunspl
 
 import redis
 from redis.cluster import RedisCluster
+from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -124,10 +125,9 @@ def _behind_sentinels(
         if name.startswith("sentinel_")
     }
     rest = {name: v[-1] for name, v in query.items() if not name.startswith("sentinel_")}
-    pool = redis.ConnectionPool.from_url(
-        f"{'rediss' if tls else 'redis'}://localhost/{database or 0}?{urlencode(rest)}"
-    )
-    common = {k: v for k, v in pool.connection_kwargs.items() if k not in ("host", "port", "db")}
+    parsed = parse_url(f"{'rediss' if tls else 'redis'}://localhost/?{urlencode(rest)}")
+    ours = ("host", "port", "db", "connection_class")
+    common: dict[str, Any] = {k: v for k, v in parsed.items() if k not in ours}
     if tls:
         common["ssl"] = True
     sentinels = [

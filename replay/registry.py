@@ -98,6 +98,8 @@ class RunRegistry:
         self._client = client
         self._namespace = f"posteriori:{{{run}}}:registry"
         self._beat = load_script(client, "beat")
+        self._components = load_script(client, "components")
+        self._hold = load_script(client, "hold")
 
     def begin(self) -> None:
         """Forget the failure, the stop request and the components of an earlier attempt.
@@ -109,6 +111,33 @@ class RunRegistry:
                 *(self._key(name) for name in ("failure", "stop", "beats", "components"))
             )
 
+    # ----------------------------------------------------------------------------------- lease
+
+    def hold(self, owner: str, lease_seconds: float) -> Literal["yours", "held", "left"]:
+        """Be the run's only driver for a while; call it again before the lease ends, by the server's clock.
+
+        Args:
+            owner: of the run's directory: the same at every resume, another for a run of the same name.
+            lease_seconds: after this long without a call the run counts as dead.
+
+        Returns:
+            ``yours``, ``held`` by a living owner, or ``left`` by a dead one.
+        """
+        arguments = [owner, round(lease_seconds * 1000)]
+        with storage_errors(self._client):
+            found = cast(bytes, self._hold(keys=[self._namespace], args=arguments))
+        return cast(Literal["yours", "held", "left"], found.decode())
+
+    def release(self) -> None:
+        """End the lease: the run has ended."""
+        with storage_errors(self._client):
+            self._client.delete(self._key("lease"))
+
+    def held(self) -> bool:
+        """Does a driver hold the run now, on whatever machine?"""
+        with storage_errors(self._client):
+            return bool(self._client.exists(self._key("lease")))
+
     # ------------------------------------------------------------------------------ components
 
     def beat(self, component: str, fields: Mapping[str, Plain]) -> None:
@@ -119,17 +148,12 @@ class RunRegistry:
     def components(self) -> dict[str, Component]:
         """Every component that ever beat and was not forgotten, by name."""
         with storage_errors(self._client):
-            # No transaction: Redis refuses even those that only read when its memory is full.
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.time()
-            pipeline.hgetall(self._key("beats"))
-            pipeline.hgetall(self._key("components"))
-            (seconds, microseconds), beats, states = pipeline.execute()
-        now = seconds + microseconds / 1e6
+            seconds, microseconds, *flat = self._components(keys=[self._namespace])
+        now = int(seconds) + int(microseconds) / 1e6
+        beats, states = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in flat)
         return {
             name.decode(): Component(max(0.0, now - float(beats[name])), msgpack.unpackb(state))
             for name, state in sorted(states.items())
-            if name in beats  # else it came between the two reads
         }
 
     def forget(self, component: str) -> None:

@@ -23,6 +23,7 @@ from posteriori.errors import StorageUnreachable, UserError
 from posteriori.run_messages import (
     ActorInfo,
     ActorsInfo,
+    BufferInfo,
     History,
     HistoryRow,
     RunEvent,
@@ -116,11 +117,9 @@ class RunControl:
     @contextmanager
     def registry(self) -> Iterator[RunRegistry]:
         """The run's noticeboard; raises like :meth:`redis`."""
-        from replay.registry import RunRegistry
-
         config = self.config()
         with self.redis(config) as client:
-            yield RunRegistry(client, config.run)
+            yield _registry(client, config)
 
     def actors(self) -> ActorsInfo:
         """Rollout actors wanted, and those that beat; raises :class:`NotLive`."""
@@ -144,8 +143,13 @@ class RunControl:
     def _refuse_ended(self, what: str) -> None:
         # A Redis that outlives its runs takes wishes that nobody will read.
         embedded = self.config().replay.redis_url == "embedded"
-        if not embedded and self.driver() is None:
+        if not embedded and self.driver() is None and not self._held():
             raise NotLive(f"Run {self.name!r} has ended.", f"Only a running one can be {what}.")
+
+    def _held(self) -> bool:
+        """Does a driver on another machine hold the run?"""
+        with self.registry() as registry:
+            return registry.held()
 
     def events(self, after_id: str, limit: int) -> list[RunEvent]:
         """Events after an id, oldest first; raises :class:`NotLive`."""
@@ -180,7 +184,10 @@ class RunControl:
         desired, failure = None, None
         metrics = _assessed(report)
         state = self._state_without_registry(summary, launching)
-        with suppress(NotLive, StorageUnreachable), self.registry() as registry:
+        buffer = None
+        with suppress(NotLive, StorageUnreachable), self.redis(config) as client:
+            registry = _registry(client, config)
+            buffer = _buffer(client, config)
             components = registry.components()
             learner = components.get(LEARNER)
             desired = registry.desired_actors()
@@ -190,6 +197,8 @@ class RunControl:
             if learner is not None:
                 step = int(float(learner.fields.get("step") or 0))
                 version = int(float(learner.fields.get("version") or 0))
+            if state == "failed" and registry.held():
+                state = "starting"  # its driver is on another machine
             if state in ("starting", "running"):
                 state = "running" if learner and metrics else "starting"
                 if registry.stop_requested() is not None:
@@ -209,6 +218,7 @@ class RunControl:
             desired_actors=desired,
             failure=failure,
             metrics=finite(metrics),
+            buffer=buffer,
         )
 
     def _state_without_registry(self, summary: Mapping[str, Any], launching: bool) -> RunState:
@@ -270,6 +280,19 @@ def _assessed(report: Mapping[str, Any] | None) -> dict[str, float]:
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Metrics as JSON can hold them."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _registry(client: redis.Redis, config: RunConfig) -> RunRegistry:
+    from replay.registry import RunRegistry
+
+    return RunRegistry(client, config.run)
+
+
+def _buffer(client: redis.Redis, config: RunConfig) -> BufferInfo:
+    from replay.redis_buffer import RedisBuffer
+
+    stats = RedisBuffer(client, config.run, config.replay).stats()
+    return BufferInfo(**{name: getattr(stats, name) for name in BufferInfo.model_fields})
 
 
 def _actors(registry: RunRegistry) -> ActorsInfo:

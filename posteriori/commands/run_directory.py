@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from posteriori.lm import LanguageModel
 class RunDirectory:
     """Layout of a run's directory.
 
-    ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``redis/`` the
+    ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``identity`` · ``redis/`` the
     embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
     ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
     ``reward/`` · ``early-adapters/`` the first seen far from each posterior · ``oracle/`` ·
@@ -61,6 +62,16 @@ class RunDirectory:
     @property
     def _base_file(self) -> Path:
         return self.path / "base-model"
+
+    def identity(self) -> str:
+        """Tells this run from all others of its name; written when it is first asked for."""
+        file = self.path / "identity"
+        try:
+            if not file.exists():
+                file.write_text(secrets.token_hex(8), encoding="utf-8")
+            return file.read_text(encoding="utf-8")
+        except OSError as cause:
+            raise self._unwritable(cause) from cause
 
     def check_base(self, lm: LanguageModel) -> None:
         """Refuse a base model with other weights than the run was started with.

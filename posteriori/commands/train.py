@@ -20,6 +20,7 @@ from posteriori.commands.adapters import export, export_reward, use_exported_rew
 from posteriori.commands.assessment import WeightCheck, assess, check_weights
 from posteriori.commands.cluster import check_shared_directory, cluster, learner_options
 from posteriori.commands.interrupts import Interrupts
+from posteriori.commands.lease import held
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.progress import ProgressView
 from posteriori.commands.report import RunSummary
@@ -144,6 +145,9 @@ def _train(
         url = stack.enter_context(_redis_url(config, directory, say))
         client = connect(url, patience_seconds=config.replay.deadline_seconds, on_wait=say)
         registry = RunRegistry(client, config.run)
+        stack.enter_context(
+            held(RunRegistry(connect(url), config.run), config.run, directory.identity())
+        )
         registry.begin()
         registry.set_desired_actors(config.sampling.actors)
         adapters = RedisAdapters(client, config.run)
@@ -175,14 +179,18 @@ def _redis_url(
     config: RunConfig, directory: RunDirectory, say: Callable[[str], None]
 ) -> Iterator[str]:
     """The run's Redis: a server of its own, kept alive, or the one the run file names."""
+    from replay.address import resolve
     from replay.connection import connect
+    from replay.exposure import refuse_open
     from replay.keeper import kept_alive
     from replay.registry import RunRegistry
     from replay.server import EmbeddedServer
 
     replay = config.replay
     if replay.redis_url != "embedded":
-        yield replay.redis_url
+        url = resolve(replay.redis_url)
+        refuse_open(connect(url), url)
+        yield url
         return
 
     def tell(kind: str, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.adapter_follower import ADAPTER_SLOTS
+from actors.self_test import TOLERANCE_NATS
 from posteriori.config import RunConfig
 from posteriori.lm import model_path
 from posteriori.problems import Problem
@@ -15,6 +16,14 @@ MAX_SEQUENCES = 256
 
 GPU_MEMORY_SHARE = 0.6
 """Of the actor's part of a GPU; the frozen reward model needs the rest."""
+
+
+def coarsest_dtype(config: RunConfig) -> str:
+    """What limits how closely the engine's log q can equal that of the run's base LM, for the self-test."""
+    vllm = config.sampling.vllm
+    if vllm.quantization is not None:
+        return "quantised"
+    return max((config.dtype, vllm.dtype or config.dtype), key=TOLERANCE_NATS.__getitem__)
 
 
 def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> Engine:
@@ -46,8 +55,11 @@ def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> E
     return VllmEngine(
         model_path(config.model),
         lora_rank=config.learner.lora_rank,
-        max_adapters=ADAPTER_SLOTS,
-        dtype=config.dtype,
+        max_adapters=sampling.vllm.max_adapters,
+        dtype=sampling.vllm.dtype or config.dtype,
+        quantization=sampling.vllm.quantization,
+        tensor_parallel=sampling.vllm.tensor_parallel,
+        prefix_caching=sampling.vllm.prefix_caching,
         max_model_tokens=longest,
         seed=seed,
         max_sequences=min(sampling.group_size * sampling.groups_in_flight, MAX_SEQUENCES),

@@ -6,18 +6,24 @@ could be drawn. Native temperature stays 1: the behaviour is applied here, where
 no upper bound.
 
 The processor is built by vLLM, in the engine's own process; requests refer to their legal moves by a
-key in ``TABLES``, because sampling parameters are copied and may hold only plain values.
+key in ``TABLES``, because sampling parameters are copied and may hold only plain values. Where several
+processes hold the model (tensor parallelism) each has a processor of its own, which reads the moves
+from a file that the engine has written on the same node.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from actors.behaviour import MoveTable, behaviour_log_q
+from posteriori.moves import LegalMoves
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -28,13 +34,40 @@ TABLES: dict[int, MoveTable] = {}
 """Legal moves of the requests in flight in this process, by the key in their ``extra_args``."""
 
 
+TABLES_READ = 256
+"""Tables of other processes' requests kept in memory; another one is read again."""
+
+
+def write_moves(directory: Path, key: int, moves: LegalMoves) -> None:
+    """Leave legal moves for processors in other processes; a tool is the engine's business alone."""
+    np.savez(
+        directory / f"{key}.npz",
+        alphabet=moves.alphabet,
+        bounds=np.array([moves.stop, moves.min_tokens, moves.max_tokens]),
+        next_state=moves.next_state,
+        accepting=moves.accepting,
+    )
+
+
+@lru_cache(maxsize=TABLES_READ)
+def read_moves(directory: str, key: int) -> MoveTable:
+    """The table of what :func:`write_moves` left."""
+    with np.load(Path(directory) / f"{key}.npz", allow_pickle=False) as found:
+        stop, least, most = (int(bound) for bound in found["bounds"])
+        moves = LegalMoves(
+            found["alphabet"], stop, least, most, found["next_state"], found["accepting"]
+        )
+    return MoveTable(moves)
+
+
 class _Row:
     """One sequence of the batch: where it is in its automaton."""
 
-    def __init__(self, arguments: dict[str, float], output_ids: list[int]) -> None:
-        self.table = TABLES[int(arguments["moves"])]
-        self.temperature = arguments["temperature"]
-        self.epsilon = arguments["epsilon"]
+    def __init__(self, arguments: dict[str, float | str], output_ids: list[int]) -> None:
+        key, directory = int(arguments["moves"]), str(arguments["moves_directory"])
+        self.table = read_moves(directory, key) if directory else TABLES[key]
+        self.temperature = float(arguments["temperature"])
+        self.epsilon = float(arguments["epsilon"])
         # vLLM appends to this very list; a preempted sequence comes back with all of it.
         self.output_ids = output_ids
         self.consumed = 0

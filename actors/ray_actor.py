@@ -72,7 +72,7 @@ class Rollout:
     def _sample(self, directory: Path) -> None:
         import torch
 
-        from actors.engines import start_engine
+        from actors.engines import coarsest_dtype, start_engine
         from actors.gold import LEASE_SECONDS, TASK, GoldSupply
         from actors.reward_follower import RewardFollower
         from actors.rollout import RolloutWorker
@@ -110,7 +110,7 @@ class Rollout:
                 problems[0].policy_ids(prompt),
                 unconstrained(problems[0].moves(prompt), lm.vocabulary_size),
                 rank=config.learner.lora_rank,
-                dtype=config.dtype,
+                dtype=coarsest_dtype(config),
             )
 
             def beat(fields: Heartbeat) -> None:

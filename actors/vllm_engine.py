@@ -16,6 +16,7 @@ import gc
 import itertools
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class VllmEngine:
         max_adapters: adapter versions held at once; at least 2, so that requests in flight finish
             under their own version while the next one is loaded.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        quantization: vLLM's name of the method by which the base's weights are quantised.
+        tensor_parallel: GPUs (on CPU: processes) that hold the base together.
+        prefix_caching: keep what was computed for prompts, for requests that begin alike.
         max_model_tokens: prompt and Z together; None: the model's context, at most
             ``DEFAULT_MODEL_TOKENS``.
         seed: of requests without a seed of their own.
@@ -79,6 +83,9 @@ class VllmEngine:
         lora_rank: int = 16,
         max_adapters: int = 3,
         dtype: str = "float32",
+        quantization: str | None = None,
+        tensor_parallel: int = 1,
+        prefix_caching: bool = True,
         max_model_tokens: int | None = None,
         seed: int = 0,
         max_sequences: int = 128,
@@ -105,6 +112,7 @@ class VllmEngine:
         self._max_rank = engine_rank(lora_rank)
         self._max_adapters = max_adapters
         model_config = _model_config(str(model_path))
+        check_parallel(model_config, tensor_parallel, str(model_path))
         context = int(model_config.max_position_embeddings)
         max_model_tokens = min(max_model_tokens or DEFAULT_MODEL_TOKENS, context)
         self._max_model_tokens = max_model_tokens
@@ -114,6 +122,8 @@ class VllmEngine:
             "model": str(model_path),
             "skip_tokenizer_init": True,
             "dtype": dtype,
+            "quantization": quantization,
+            "tensor_parallel_size": tensor_parallel,
             "seed": seed,
             "max_model_len": max_model_tokens,
             "max_num_seqs": max_sequences,
@@ -121,7 +131,7 @@ class VllmEngine:
             "max_loras": max_adapters,
             "max_cpu_loras": max_adapters,
             "max_lora_rank": self._max_rank,
-            "enable_prefix_caching": True,
+            "enable_prefix_caching": prefix_caching,
             "logprobs_mode": "processed_logprobs",
             "logits_processors": [MovesProcessor],
             # With steps in flight a processor would see the last token too late.
@@ -157,6 +167,8 @@ class VllmEngine:
         self._parts: dict[str, tuple[str, int]] = {}
         self._move_keys: dict[LegalMoves, int] = {}
         self._move_uses: dict[LegalMoves, int] = {}
+        # Several processes hold the model, and their logits processors do not share this memory.
+        self._move_files = TemporaryDirectory(prefix="moves-") if tensor_parallel > 1 else None
 
     # ------------------------------------------------------------------------------- adapters
 
@@ -267,6 +279,7 @@ class VllmEngine:
             extra_args={
                 EXTRA_ARGS_KEY: {
                     "moves": self._move_keys[moves],
+                    "moves_directory": self._move_files.name if self._move_files else "",
                     "actions": draft.actions,
                     "state": draft.state,
                     "temperature": request.behaviour.temperature,
@@ -331,6 +344,8 @@ class VllmEngine:
             self.cancel(request_id)
         self._engine.engine_core.shutdown()
         del self._engine
+        if self._move_files is not None:
+            self._move_files.cleanup()
         gc.collect()
         cleanup_dist_env_and_memory()
 
@@ -339,12 +354,14 @@ class VllmEngine:
     def _retain(self, moves: LegalMoves) -> None:
         """Let the logits processor find ``moves`` under its key while requests in flight use it."""
         from actors.behaviour import MoveTable
-        from actors.moves_processor import TABLES
+        from actors.moves_processor import TABLES, write_moves
 
         if moves not in self._move_keys:
             self._move_keys[moves] = next(self._ids)
             self._move_uses[moves] = 0
             TABLES[self._move_keys[moves]] = MoveTable(moves)
+            if self._move_files is not None:
+                write_moves(Path(self._move_files.name), self._move_keys[moves], moves)
         self._move_uses[moves] += 1
 
     def _release(self, moves: LegalMoves) -> None:
@@ -352,6 +369,7 @@ class VllmEngine:
 
         self._move_uses[moves] -= 1
         if self._move_uses[moves] == 0:
+            # A file stays: keys are never used again, and a worker may be a step behind.
             del self._move_uses[moves], TABLES[self._move_keys.pop(moves)]
 
 
@@ -394,6 +412,22 @@ def _model_config(model: str) -> Any:
         raise UserError(
             f"Cannot read the configuration of model {model}: {cause}.", "Check the path or id."
         ) from cause
+
+
+def check_parallel(config: Any, tensor_parallel: int, model: str) -> None:
+    """Can this model be split over so many GPUs?
+
+    Raises:
+        UserError: its attention heads cannot.
+    """
+    heads = config.num_attention_heads
+    if heads % tensor_parallel:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"sampling.vllm.tensor_parallel is {tensor_parallel}, and {model} has {heads} attention heads, which "
+            "cannot be split evenly.",
+            f"Choose one of {', '.join(map(str, fitting))}.",
+        )
 
 
 def _kv_cache_bytes(config: Any, dtype: str, max_model_tokens: int, max_sequences: int) -> int:

@@ -80,9 +80,9 @@ class Rollout:
         from posteriori.fitted_reward import FittedReward, store_name
         from posteriori.lm import LanguageModel
         from posteriori.problems import build_problems
+        from replay.buffers import open_buffer
         from replay.connection import connect
         from replay.redis_adapters import RedisAdapters
-        from replay.redis_buffer import RedisBuffer
         from replay.registry import RunRegistry
 
         config, sampling = self._config, self._config.sampling
@@ -121,7 +121,7 @@ class Rollout:
             self._worker = RolloutWorker(
                 self._actor_id,
                 engine,
-                RedisBuffer(client, config.run, config.replay),
+                open_buffer(client, config),
                 RedisAdapters(client, config.run),
                 problems,
                 sampling,

@@ -195,7 +195,7 @@ RUN_GAUGES: dict[str, tuple[str, str | None]] = {
 
 def _run_values(run: RunControl) -> dict[str, float]:
     """Every gauge of one run; raises NotLive, StorageUnreachable."""
-    from replay.redis_buffer import RedisBuffer
+    from replay.buffers import open_buffer
 
     config = run.directory.load()
     with run.redis(config) as client:
@@ -203,7 +203,7 @@ def _run_values(run: RunControl) -> dict[str, float]:
         components = registry.components()
         metrics = registry.recent(RECENT_ROWS)
         desired = registry.desired_actors()
-        stats = RedisBuffer(client, config.run, config.replay).stats()
+        stats = open_buffer(client, config).stats()
     learner = components[LEARNER].fields if LEARNER in components else {}
     actors = [c.fields for name, c in components.items() if name.startswith(ROLLOUT)]
     rates = [float(fields.get("samples_per_second") or 0.0) for fields in actors]

@@ -86,6 +86,8 @@ def checked_run(config: RunConfig, settings: ServeSettings) -> RunConfig:
             raise _refused("run_file.model", config.model)
         if config.replay.redis_url != "embedded":
             raise _refused("run_file.replay.redis_url", config.replay.redis_url)
+        if config.replay.shard_urls:
+            raise _refused("run_file.replay.shard_urls", config.replay.shard_urls[0])
         if config.wandb:
             raise _refused("run_file.wandb", "true")
     return config.model_copy(

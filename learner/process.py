@@ -146,8 +146,8 @@ class LearnerProcess:
         from posteriori.fitted_reward import store_name
         from posteriori.oracle.cases import evaluator
         from posteriori.problems import build_problems
+        from replay.buffers import open_buffer
         from replay.redis_adapters import RedisAdapters
-        from replay.redis_buffer import RedisBuffer
 
         config = self._config
         torch.set_num_threads(config.learner.threads)
@@ -158,7 +158,7 @@ class LearnerProcess:
             config,
             lm,
             problems,
-            RedisBuffer(client, config.run, config.replay, seed=config.seed),
+            open_buffer(client, config, config.seed),
             RedisAdapters(client, config.run),
             self._directory,
             reward_adapters=RedisAdapters(client, store_name(config.run)) if config.em else None,

@@ -330,9 +330,12 @@ class ReplayConfig(Section):
 
     ``samples_per_insert`` is the number of times a trajectory is drawn on average; actors wait when
     they are more than ``slack_trajectories`` ahead of it, the learner when it is as far behind.
+    ``shard_urls`` are servers that share the trajectories, each prompt on one of them by its hash; their
+    order belongs to the run. Adapters and the run's registry stay on ``redis_url``.
     """
 
     redis_url: str = "embedded"
+    shard_urls: tuple[str, ...] = ()
     capacity_bytes: int = Field(default=256 * 2**20, ge=2**16)
     capacity_per_prompt: int = Field(default=4096, ge=2)
     recent_share: float = Field(default=0.5, ge=0, le=1)
@@ -343,6 +346,12 @@ class ReplayConfig(Section):
     max_staleness_versions: int = Field(default=8, ge=1)
     deadline_seconds: float = Field(default=120.0, gt=0)
     fsync: Literal["everysec", "always"] = "everysec"
+
+    @model_validator(mode="after")
+    def _several(self) -> ReplayConfig:
+        if len(self.shard_urls) == 1 or len(set(self.shard_urls)) < len(self.shard_urls):
+            raise ValueError("`shard_urls` names at least two servers, each once")
+        return self
 
     @model_validator(mode="after")
     def _affordable(self) -> ReplayConfig:

@@ -99,6 +99,8 @@ class RunDirectory:
             ("learner.lora_rank", old.learner.lora_rank, config.learner.lora_rank),
             ("learner.lora_targets", old.learner.lora_targets, config.learner.lora_targets),
             ("em", _kind_of_em(old), _kind_of_em(config)),
+            # A prompt's server is its hash modulo their number.
+            ("replay.shard_urls", len(old.replay.shard_urls), len(config.replay.shard_urls)),
         ):
             if before != now:
                 raise UserError(

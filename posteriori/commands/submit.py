@@ -247,7 +247,7 @@ def refuse_password(config: RunConfig) -> None:
     Raises:
         UserError: there is one.
     """
-    if "@" in config.replay.redis_url:
+    if any("@" in url for url in (config.replay.redis_url, *config.replay.shard_urls)):
         raise UserError(
             "replay.redis_url holds credentials, which everyone who sees the job could read.",
             "Write `redis_url: environment`, and set POSTERIORI_REDIS_URL on the cluster's nodes.",

@@ -132,9 +132,9 @@ def _train(
 ) -> tuple[list[dict[str, float]], RunSummary]:
     from actors.ray_pool import RayPool
     from learner.process import LearnerActor
+    from replay.buffers import open_buffer
     from replay.connection import connect
     from replay.redis_adapters import RedisAdapters
-    from replay.redis_buffer import RedisBuffer
     from replay.registry import RunRegistry
 
     def say(what: str) -> None:
@@ -151,7 +151,7 @@ def _train(
         registry.begin()
         registry.set_desired_actors(config.sampling.actors)
         adapters = RedisAdapters(client, config.run)
-        buffer = RedisBuffer(client, config.run, config.replay)
+        buffer = open_buffer(client, config)
         pool = RayPool(config, url, registry)
         stack.callback(pool.close)
         pool.reconcile()  # engines start while the oracle is computed

@@ -15,6 +15,7 @@ from replay.memory_buffer import MemoryBuffer
 from replay.redis_adapters import RedisAdapters
 from replay.redis_buffer import RedisBuffer
 from replay.server import EmbeddedServer, connect
+from replay.sharded_buffer import ShardedBuffer
 
 
 @pytest.fixture(scope="session")
@@ -36,24 +37,37 @@ def client(session_client: redis.Redis) -> redis.Redis:
     return session_client
 
 
-class Buffers:
-    """Makes buffers of one kind with a configuration."""
+@pytest.fixture(scope="session")
+def second_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    """A client of another server."""
+    with EmbeddedServer(tmp_path_factory.mktemp("redis-2"), capacity_bytes=2**26) as server:
+        yield connect(server.url)
 
-    def __init__(self, client: redis.Redis | None) -> None:
-        self.client = client
+
+class Buffers:
+    """Makes buffers of one kind with a configuration: in memory, on one server, or on several."""
+
+    def __init__(self, *clients: redis.Redis | None) -> None:
+        self.clients = [client for client in clients if client is not None]
 
     def __call__(self, config: ReplayConfig, seed: int | None = 0) -> Buffer:
-        if self.client is None:
+        if not self.clients:
             return MemoryBuffer(config, seed)
-        self.client.flushall()
-        return RedisBuffer(self.client, "test", config, seed)
+        for client in self.clients:
+            client.flushall()
+        if len(self.clients) > 1:
+            return ShardedBuffer(self.clients, "test", config, seed)
+        return RedisBuffer(self.clients[0], "test", config, seed)
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "two servers"])
 def buffers(request: pytest.FixtureRequest) -> Buffers:
     if request.param == "memory":
-        return Buffers(None)
-    return Buffers(request.getfixturevalue("client"))
+        return Buffers()
+    client = request.getfixturevalue("client")
+    if request.param == "two servers":
+        return Buffers(client, request.getfixturevalue("second_client"))
+    return Buffers(client)
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -80,6 +80,14 @@ def serve(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
     lora_rank: Annotated[int, typer.Option(min=1, help="Largest rank served.")] = 16,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Engines as replicas of a Ray Serve deployment.")
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="Of the engine, with --ray.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Under load there are up to so many, with --ray.")
+    ] = None,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="Of each, with --ray.")] = 0.0,
     keys: Annotated[Path | None, typer.Option(help="YAML of API keys and scopes.")] = None,
     files: Annotated[
         Path | None, typer.Option(help="Folder whose files run files from HTTP may read.")
@@ -104,6 +112,10 @@ def serve(
         dtype=one_of(dtype, ("float32", "bfloat16", "float16"), "--dtype"),
         engine=one_of(engine, ("vllm", "transformers"), "--engine"),
         lora_rank=lora_rank,
+        ray=ray,
+        replicas=replicas,
+        max_replicas=max_replicas,
+        replica_gpus=replica_gpus,
         keys_file=keys,
         files_folder=files,
         allow_imports=allow_imports,
@@ -125,6 +137,20 @@ def runs(url: UrlOption = None, address: AddressOption = None) -> None:
         submit.show(submit.Cluster(address).jobs(), console)
         return
     command.show(command.of(url).runs().runs, console)
+
+
+@service.command()
+def top(
+    run: RunArgument,
+    url: UrlOption = None,
+    once: Annotated[bool, typer.Option(help="Print once and end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 1.0,
+) -> None:
+    """Watch a run: learner, buffer, actors and what happened last."""
+    from posteriori.commands import runs as command
+    from posteriori.commands.top import watch
+
+    watch(command.of(url), run, console, once=once, seconds=seconds)
 
 
 @service.command()

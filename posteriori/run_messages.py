@@ -51,11 +51,24 @@ class ScaleRequest(Message):
 
     model_config = example(desired=3)
 
-    desired: int = Field(ge=0, le=1024)
+    desired: int = Field(ge=0, le=1024, strict=True)
+
+
+class BufferInfo(Message):
+    """The replay buffer now, and what it has taken since the run began, in trajectories."""
+
+    trajectories: int
+    payload_bytes: int
+    capacity_bytes: int
+    inserted: int
+    merged: int
+    dropped: int
+    evicted: int
+    drawn: int
 
 
 class RunInfo(Message):
-    """A run at a glance. ``failure`` is the first cause, of a failed run."""
+    """A run at a glance. ``failure`` is the first cause, of a failed run; ``buffer`` is that of a live one."""
 
     run: str
     state: RunState
@@ -67,6 +80,7 @@ class RunInfo(Message):
     desired_actors: int | None
     failure: str | None
     metrics: dict[str, float | None]
+    buffer: BufferInfo | None = None
 
 
 class RunList(Message):

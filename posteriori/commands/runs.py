@@ -18,10 +18,12 @@ from rich.table import Table
 from posteriori.client import Client
 from posteriori.commands.run_control import NotLive, RunControl
 from posteriori.commands.run_directory import RunDirectory, find
-from posteriori.run_messages import ActorsInfo, RunEvent, RunInfo, RunList
+from posteriori.run_messages import ActorsInfo, History, RunEvent, RunInfo, RunList
 
 API_KEY_ENVIRONMENT = "POSTERIORI_API_KEY"
 POLL_SECONDS = 0.5
+ROWS = 1000
+"""Of a history, or events, that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,18 @@ class LocalRuns:
         """Set the number of rollout actors wanted."""
         return RunControl(find(run)).scale(actors)
 
+    def actors(self, run: str) -> ActorsInfo:
+        """Rollout actors wanted, and those that beat."""
+        return RunControl(find(run)).actors()
+
+    def history(self, run: str, after: str = "0-0") -> History:
+        """Metrics of learner steps after an id."""
+        return RunControl(find(run)).history(after, ROWS)
+
     def events(self, run: str, after: str = "0-0", follow: bool = False) -> Iterator[RunEvent]:
         """What happened, and with ``follow`` what happens until the run ends."""
         control = RunControl(find(run))
-        found = control.events(after, limit=1000)
+        found = control.events(after, limit=ROWS)
         while True:
             yield from found
             after = found[-1].id if found else after
@@ -61,7 +71,7 @@ class LocalRuns:
             if not found:
                 time.sleep(POLL_SECONDS)
             try:
-                found = control.events(after, limit=1000)
+                found = control.events(after, limit=ROWS)
             except NotLive:
                 return
 

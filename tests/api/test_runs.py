@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -10,42 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from posteriori import cli
 from posteriori.client import Client, ServiceError
 from posteriori.commands.run_control import RunControl
 from posteriori.commands.run_directory import RunDirectory
+from posteriori.commands.top import watch
 from posteriori.lm import LanguageModel
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from replay.connection import connect
-from replay.redis_adapters import RedisAdapters
 from replay.registry import RunRegistry
-from replay.server import EmbeddedServer
-from tests.api.conftest import Running, run_config, served, settings_for, until
+from tests.api.conftest import Running, live_run, run_config, served, settings_for, until
 
 
 @pytest.fixture
 def live(
     tiny_lm: LanguageModel, tiny_lm_path: Path, run_folder: Path, adapters: dict[int, Path]
 ) -> Iterator[RunRegistry]:
-    """A run ``live`` as its driver leaves it: registry, store and lock, without the training."""
-    config = run_config(tiny_lm_path, run_folder, "live")
-    directory = RunDirectory(config.directory)
-    directory.create(config, tiny_lm)
-    with (
-        EmbeddedServer(directory.redis, 2**20) as server,
-        connect(server.url) as client,
-        directory.locked(),
-    ):
-        registry = RunRegistry(client, "live")
-        registry.begin()
-        registry.set_desired_actors(1)
-        store = RedisAdapters(client, "live")
-        for version in (1, 2):
-            names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-            store.publish(version, {n: (adapters[version] / n).read_bytes() for n in names})
+    with live_run(tiny_lm, tiny_lm_path, run_folder, adapters) as registry:
         yield registry
-    shutil.rmtree(directory.path)
 
 
 def test_a_live_run(client: Client, live: RunRegistry) -> None:
@@ -245,3 +230,27 @@ def test_launch_scale_stop_resume(tiny_lm_path: Path, tmp_path: Path) -> None:
         assert client.run("run").version > ended.version
         client.stop("run")
         eventually(lambda: client.run("run").state == "stopped")
+
+
+def test_top(client: Client, live: RunRegistry) -> None:
+    live.beat("learner", {"state": "learning", "step": 7.0, "version": 2.0})
+    live.beat("actor-1", {"state": "sampling", "samples_per_second": 10.5, "version": 2})
+    live.beat("actor-2", {"state": "sampling", "waiting_for": "the learner"})
+    for step, loss in ((5, 4.0), (6, 2.0), (7, 1.5)):
+        live.record(step, {"loss": loss, "log_z/sharp": -3.25, "log_z_exact/sharp": -3.5})
+    live.event("published", "Adapter version 2.", version=2)
+    printed = _printed(client, "live")
+    assert "step 7 of" in printed and "version 2" in printed
+    assert re.search(r"loss +1\.5 +█▂▁", printed)
+    assert re.search(r"log_z/sharp +-3\.25 .*exact -3\.5", printed)
+    assert "0 trajectories" in printed and "2 alive, 1 wanted" in printed
+    assert re.search(r"actor-1 +sampling +2 +10\.5", printed)
+    assert "waits: the learner" in printed and "Adapter version 2." in printed
+    # A run that is not live still has its curves.
+    assert "alive" not in _printed(client, "r")
+
+
+def _printed(client: Client, run: str) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    watch(client, run, console, once=True, seconds=1.0)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]

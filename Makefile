@@ -21,7 +21,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast lint format doctor clean
+.PHONY: help setup demo test test-fast test-openapi load lint format doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,24 @@ test: $(STAMP)  ## all tests
 test-fast: export HF_HUB_OFFLINE ?= 1
 test-fast: $(STAMP)  ## tests without vLLM, Ray or long runs (under 3 minutes)
 	$(PYTEST) -m "not slow and not vllm and not ray and not gpu" --durations=10
+
+test-openapi: $(STAMP)  ## thousands of requests made from the OpenAPI document (a few minutes)
+	HF_HUB_OFFLINE=1 POSTERIORI_OPENAPI_EXAMPLES=50 $(PYTEST) tests/api/test_openapi.py
+
+load: $(STAMP)  ## 200 clients for a minute against a service on loopback
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.load
+
+chaos: SECONDS ?= 900
+chaos: KILLS ?= 30
+chaos: SEED ?= 0
+chaos: $(STAMP)  ## a run under random kills, against one left alone (30 minutes; SECONDS=, KILLS=, SEED=)
+	FAULTS_CUT_SECONDS=60 $(PYTEST) tests/faults/test_network_cut.py
+	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) \
+	  --directory runs/chaos-$$(date +%Y%m%d-%H%M%S)
+
+soak: SECONDS ?= 3600
+soak: $(STAMP)  ## the memory of every process of a run, and whether it grows (an hour; SECONDS=)
+	$(BIN)/python -m tests.faults.soak --seconds $(SECONDS) --directory runs/soak-$$(date +%Y%m%d-%H%M%S)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ adapter, writing a checkpoint. Each wrapper
 - notes the operation's begin and end, and what was acknowledged, in files of its own process;
 - looks for an order to kill a process while the operation is under way.
 
+Requests given to the transformers engine are noted too, with their adapter version.
+
 Files lie in the directory named by the environment variable ``FAULTS_DIRECTORY``:
 
     notes-PID.jsonl   {"what": insert | publish | checkpoint, "state": begin | end, "order": …, …}
@@ -25,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import learner.checkpoint
+from actors.transformers_engine import TransformersEngine
 from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel
 from posteriori.problems import Problem, build_problem
+from posteriori.seams import SampleRequest
 from replay.adapter_files import checksum
 from replay.admission import trajectory_id
 from replay.redis_adapters import RedisAdapters
@@ -85,6 +89,19 @@ def instrument(directory: Path) -> None:
         RedisAdapters.publish,
         lambda _, store, version, files: {"version": version, "checksum": checksum(files)},
     )
+    submit = TransformersEngine.submit
+
+    def submit_noted(engine: TransformersEngine, request: SampleRequest) -> None:
+        note(
+            what="submit",
+            state="begin",
+            version=request.adapter_version,
+            behaviour=request.behaviour.name,
+            seconds=time.monotonic(),
+        )
+        submit(engine, request)
+
+    TransformersEngine.submit = submit_noted  # type: ignore[method-assign]
     learner.checkpoint.save = wrap(
         "checkpoint",
         learner.checkpoint.save,
@@ -99,7 +116,12 @@ def _inserted(receipt: Any, _buffer: Any, trajectories: Any) -> dict[str, Any]:
         [trajectory_id(t), -1 if t.behaviour in ("base", "gold") else t.adapter_version]
         for t in trajectories
     ]
-    return {"acknowledged": rows, "actor": trajectories[0].actor, "group": trajectories[0].group}
+    return {
+        "acknowledged": rows,
+        "seconds": time.monotonic(),
+        "actor": trajectories[0].actor,
+        "group": trajectories[0].group,
+    }
 
 
 def _take_order(directory: Path, what: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from replay.server import EmbeddedServer, connect
+from tests.faults import soak
 from tests.faults.accounts import acknowledged, check_versions, settle
 from tests.faults.train_run import RUN, TrainRun, run_file
 
@@ -78,6 +79,14 @@ def test_a_killed_redis_is_started_again_and_all_wait_for_it(run: TrainRun) -> N
     run.advance(STEPS_AFTERWARDS)
     assert (run.sampling_actors(), run.learner_pid()) == (actors, learner)
     assert "has died; it is started again" in run.output.read_text()
+
+
+def test_the_memory_of_every_process_is_watched(run: TrainRun) -> None:
+    """A short form of `make soak`: too short to tell growth, so what is checked is that all are seen."""
+    found = soak.watch(run, 12.0)
+    roles = sorted(name.split()[0] for name in found)
+    assert roles == ["actor", "actor", "driver", "gcs", "learner", "raylet", "redis"]
+    assert all(row.mean_bytes > 2**20 and row.error_bytes_per_hour >= 0 for row in found.values())
 
 
 def test_in_the_end_all_is_accounted_for(run: TrainRun) -> None:

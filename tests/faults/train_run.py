@@ -26,6 +26,9 @@ RUN = "harmed"
 PROBLEM = "words"
 DEADLINE_SECONDS = 400.0
 """Of one wait: on an idle machine they take seconds, on a busy one importing torch takes minutes."""
+RAY_IS_SLOW = "node timed out during startup"
+"""Ray gives its processes 30 s to begin, which cannot be set; a busy machine needs more."""
+LONGEST_START = 20
 MAX_TOKENS = 4  # 4 + 16 + 64 + 256 strings
 GROUP = 16
 
@@ -81,18 +84,28 @@ class TrainRun:
         self.output = directory / "output.txt"
         self.run_directory = directory / "runs" / RUN
         self.config = yaml.safe_load(file.read_text())
+        self.environment: dict[str, str] = {}
         self._client: Any = None
+        self._starts = self._output_before = 0
+        self._resume = False
         self._process: subprocess.Popen[bytes] | None = None
 
     # ------------------------------------------------------------------------------- life
 
     def start(self, resume: bool = False) -> None:
+        self._resume, self._starts = resume, self._starts + 1
+        self._output_before = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "posteriori.cli", "train", str(self.file)]
                 + (["--resume"] if resume else []),
                 cwd=ROOT,
-                env={**os.environ, ENVIRONMENT: str(self.notes_directory), "COLUMNS": "300"},
+                env={
+                    **os.environ,
+                    ENVIRONMENT: str(self.notes_directory),
+                    "COLUMNS": "300",
+                    **self.environment,
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -107,8 +120,13 @@ class TrainRun:
     def check_alive(self) -> None:
         """Fail with the run's own words if it has ended."""
         assert self._process is not None
-        if self._process.poll() is not None:
-            raise AssertionError(f"the run has ended:\n{self.output.read_text()[-3000:]}")
+        if self._process.poll() is None:
+            return
+        output = self.output.read_text()
+        if self._starts < LONGEST_START and RAY_IS_SLOW in output[self._output_before :]:
+            self.start(self._resume)
+            return
+        raise AssertionError(f"the run has ended:\n{output[-3000:]}")
 
     def stop(self, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """Ctrl-C; returns the run's report."""

@@ -1,0 +1,153 @@
+"""`make soak`: does any process of a run grow?
+
+    python -m tests.faults.soak --seconds 3600 --directory runs/soak
+
+Samples the resident memory of every process of a small run and fits a line to the part after the warm-up,
+a process at a time. The error of the slope is that of block means, as neighbouring samples are not
+independent. A process grows if its slope is more than three errors above zero and adds up to more than
+``ALLOWED_BYTES_PER_HOUR`` in an hour; a run that is too short to tell says so by its errors.
+
+Redis grows until the buffer is at its bound, and its append-only file is written anew now and then: its
+buffer is small here, so that it fills during the warm-up. Prints a table as JSON; exit status 1 if one grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from tests.faults.train_run import TrainRun, run_file
+from tests.tiny import write_tiny_lm
+
+SAMPLE_SECONDS = 1.0
+WARM_UP_SHARE = 0.3
+"""Of all the time: allocators settle, the buffer fills, libraries are loaded when first used."""
+BLOCKS = 10
+ALLOWED_BYTES_PER_HOUR = 8 * 2**20
+"""A process that grows by less can run for days; page-granular noise of allocators is of this size."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of one process: resident bytes and their slope with its standard error."""
+
+    mean_bytes: float
+    bytes_per_hour: float
+    error_bytes_per_hour: float
+
+    @property
+    def grows(self) -> bool:
+        return (
+            self.bytes_per_hour > 3 * self.error_bytes_per_hour
+            and self.bytes_per_hour > ALLOWED_BYTES_PER_HOUR
+        )
+
+
+def growth(seconds: NDArray[np.float64], resident: NDArray[np.float64]) -> Growth:
+    """Least squares on block means.
+
+    Args:
+        seconds: of the samples, ascending, [n], n ≥ 2 · BLOCKS.
+        resident: bytes, [n].
+    """
+    x = np.asarray([block.mean() for block in np.array_split(seconds, BLOCKS)])
+    y = np.asarray([block.mean() for block in np.array_split(resident, BLOCKS)])
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    residuals = y - y.mean() - slope * centred
+    error = float(np.sqrt(residuals @ residuals / (BLOCKS - 2) / (centred @ centred)))
+    return Growth(float(resident.mean()), 3600 * slope, 3600 * error)
+
+
+def role(process: psutil.Process) -> str | None:
+    """What a process of a run is, None for what belongs to Ray alone."""
+    line = " ".join(process.cmdline())
+    for name, word in (
+        ("actor", "ray::Rollout"),
+        ("learner", "ray::Learner"),
+        ("redis", "redis-server"),
+        ("raylet", "/raylet/raylet"),
+        ("gcs", "gcs_server"),
+    ):
+        if word in line and "/bin/sh" not in line:
+            return name
+    return None
+
+
+def sample(run: TrainRun) -> dict[str, int]:
+    """Resident bytes by role and process id."""
+    found = {}
+    root = psutil.Process(run.pid)
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            name = "driver" if process.pid == run.pid else role(process)
+            if name is not None:
+                found[f"{name} {process.pid}"] = process.memory_info().rss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def watch(run: TrainRun, seconds: float) -> dict[str, Growth]:
+    """Growth of every process that lived through the part after the warm-up."""
+    rows: list[tuple[float, dict[str, int]]] = []
+    began = time.monotonic()
+    while (now := time.monotonic() - began) < seconds:
+        run.check_alive()
+        rows.append((now, sample(run)))
+        time.sleep(SAMPLE_SECONDS)
+    rows = [row for row in rows if row[0] >= WARM_UP_SHARE * seconds]
+    times = np.asarray([row[0] for row in rows])
+    always = set.intersection(*(set(row[1]) for row in rows))
+    return {
+        name: growth(times, np.asarray([row[1][name] for row in rows], dtype=np.float64))
+        for name in sorted(always)
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--directory", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    options.directory.mkdir(parents=True)
+    model = write_tiny_lm(options.directory / "model")
+    small = {"capacity_bytes": 2**18, "capacity_per_prompt": 64}
+    run = TrainRun(options.directory, run_file(options.directory, model, replay=small))
+    run.start()
+    try:
+        run.until(lambda: len(run.sampling_actors()) == 2 and run.step > 20, "the run to work")
+        first = run.step
+        found = watch(run, options.seconds)
+        steps = run.step - first
+        run.stop()
+    finally:
+        run.clean_up()
+    result = {
+        "seconds": options.seconds,
+        "steps": steps,
+        "processes": {
+            name: {
+                "mean_mib": round(g.mean_bytes / 2**20, 1),
+                "mib_per_hour": round(g.bytes_per_hour / 2**20, 2),
+                "error_mib_per_hour": round(g.error_bytes_per_hour / 2**20, 2),
+                "grows": g.grows,
+            }
+            for name, g in found.items()
+        },
+    }
+    (options.directory / "soak.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+    return 1 if any(g.grows for g in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

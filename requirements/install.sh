@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the pinned CPU environment and this checkout into the environment of the given python.
-# usage: requirements/install.sh path/to/python
+# usage: requirements/install.sh path/to/python [runtime]      runtime: for images, without tools and checkout
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:?usage: requirements/install.sh path/to/python}
@@ -12,6 +12,10 @@ pip=("$python" -m pip --disable-pip-version-check --no-input install --no-deps)
 torch="$(grep '^torch==' requirements/cpu.txt)+cpu"
 "${pip[@]}" "$torch" || "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu "$torch"
 
+if [ "${2:-}" = runtime ]; then
+  "${pip[@]}" --no-cache-dir -r requirements/cpu.txt
+  exit
+fi
 "${pip[@]}" -r requirements/cpu.txt -r requirements/dev.txt
 
 # setuptools is pinned above, so the build needs nothing more from the network.

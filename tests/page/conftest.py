@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.api.conftest import adapters, run_folder, service
+from tests.api.conftest import adapters, client, run_folder, service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["adapters", "run_folder", "service"]
+__all__ = ["adapters", "client", "run_folder", "service"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WAIT_MILLISECONDS = 30_000

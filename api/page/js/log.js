@@ -14,8 +14,9 @@ const AGAIN_SECONDS = 3;
  */
 export function log(name, signal) {
   const path = `v1/runs/${encodeURIComponent(name)}`;
-  const list = el("ol", { class: "events", role: "log", "aria-label": "Events", "aria-live": "off", tabindex: 0 });
-  const body = el("div", {}, list);
+  const list = el("ol");
+  const shown = el("div", { class: "events", role: "log", "aria-label": "Events", "aria-live": "off", tabindex: 0 }, list);
+  const body = el("div", {}, shown);
   const node = panel("Events", null, body);
   let last = "0-0";
   let following = false;
@@ -37,7 +38,7 @@ export function log(name, signal) {
   async function follow() {
     if (following) return;
     following = true;
-    fill(body, list);
+    fill(body, shown);
     while (following && !signal.aborted) {
       try {
         for await (const { event, data } of events(`${path}/events?after=${last}`, { signal })) {

@@ -55,9 +55,13 @@ function entropy([name, tone, { entropy, within_entropy, mutual_information, ans
     el("dt", { class: `tone-${tone}` }, el("span", { class: "swatch" }), name),
     el(
       "dd",
-      { class: "entropy", role: "img", "aria-label": `${decimal(entropy)} of at most ${decimal(most)} nats` },
-      part(within_entropy, "posterior", "within chains"),
-      part(mutual_information, "base", "between chains: mutual information"),
+      {},
+      el(
+        "div",
+        { class: "entropy", role: "img", "aria-label": `${decimal(entropy)} of at most ${decimal(most)} nats` },
+        part(within_entropy, "posterior", "within chains"),
+        part(mutual_information, "base", "between chains: mutual information"),
+      ),
     ),
     el("dd", { class: "number" }, `${decimal(entropy)} = ${decimal(within_entropy)} within + ${decimal(mutual_information)} between`),
   ];

@@ -7,6 +7,9 @@ import { brief, count, decimal, percent } from "./format.js";
 import { warned } from "./notice.js";
 import { ranking } from "./ranking.js";
 
+/** A range with room around what lies at its ends. */
+const roomy = (u, low, high) => [low - 0.04 * (high - low || 1), high + 0.04 * (high - low || 1)];
+
 /**
  * Show finished draws.
  * @param {{samples, end}} policy
@@ -102,7 +105,7 @@ function rewards(policy, base, end, signal) {
     series,
     signal,
     tall: true,
-    x: { label: "log R" },
+    x: { label: "log R", range: roomy },
     y: { format: (v) => percent(v, 0), range: (u, low, high) => [0, high * 1.08 || 1] },
     empty: "R = 0 for every sample",
     describe: () => "Share of the samples in each bin of log R.",
@@ -133,8 +136,8 @@ function flows(groups, base, logZ, isExact, signal) {
     series,
     signal,
     tall: true,
-    x: { label: "log R" },
-    y: {},
+    x: { label: "log R", range: roomy },
+    y: { range: roomy },
     empty: "R = 0 for every sample",
     note: (idx) => `${points[idx].whose}  “${points[idx].text}”  log R ${brief(points[idx].log_reward)}  log q ${brief(points[idx].log_q)}`,
     describe: () => `${points.length} distinct Z; where q is the posterior they lie on one line.`,

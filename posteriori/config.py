@@ -326,7 +326,7 @@ class SamplingConfig(Section):
 
 
 class ReplayConfig(Section):
-    """The replay buffer. The draw shares are probabilities per group; the rest is drawn uniformly.
+    """The replay buffer. The draw shares are probabilities of each trajectory; the rest is drawn uniformly.
 
     ``samples_per_insert`` is the number of times a trajectory is drawn on average; actors wait when
     they are more than ``slack_trajectories`` ahead of it, the learner when it is as far behind.

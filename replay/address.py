@@ -13,6 +13,7 @@ Options of TLS are query parameters, such as ``?ssl_ca_certs=/etc/ca.pem``; of S
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def resolve(redis_url: str, environment: Mapping[str, str] = os.environ) -> str:
                 f"Cannot read {PASSWORD_FILE_VARIABLE} {file}: {cause.strerror}.",
                 "Mount the secret there, readable for this user.",
             ) from cause
-    parts = urlsplit(found)
+    try:
+        parts = urlsplit(found)
+    except ValueError as cause:
+        raise not_an_address(found) from cause
     if not secret or parts.password is not None:
         return found
     credentials = f"{parts.username or ''}:{quote(secret, safe='')}"
@@ -69,12 +73,24 @@ def resolve(redis_url: str, environment: Mapping[str, str] = os.environ) -> str:
 
 def without_password(redis_url: str) -> str:
     """The address as it may be shown to anyone: no credentials, no query."""
-    if redis_url in (ENVIRONMENT, "embedded"):
-        return redis_url
-    parts = urlsplit(redis_url)
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, separator, rest = redis_url.partition("://")
+    if not separator:
+        # A word, or an address whose scheme was forgotten.
+        return redis_url if "@" not in redis_url else "…"
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in rest and "@" not in authority:
+        # An unescaped / or ? in the password, or an @ in the query: nothing after it is safe to show.
+        return f"{scheme}://…"
+    path = rest[len(authority) :].partition("?")[0].partition("#")[0]
+    return f"{scheme}://{authority.rpartition('@')[2]}{path}"
+
+
+def not_an_address(redis_url: str) -> UserError:
+    """The error for a malformed address; parsers' own words may hold parts of a password."""
+    return UserError(
+        f"redis_url {without_password(redis_url)} is not an address.",
+        f"Write {FORMS}; in a password write %40 for @, %2F for / and so on.",
+    )
 
 
 def has_credentials(redis_url: str) -> bool:

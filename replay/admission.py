@@ -6,7 +6,7 @@ import hashlib
 
 from posteriori.config import ReplayConfig
 from posteriori.errors import CorruptPayload, ProducerQuarantined, StorageFull
-from posteriori.trajectory import Trajectory, encode
+from posteriori.trajectory import Trajectory, decode, encode
 
 AGELESS_BEHAVIOURS = frozenset({"base", "gold"})
 """These do not follow the policy, so its versions do not age them: their version for staleness,
@@ -47,6 +47,22 @@ def checked_payload(trajectory: Trajectory) -> bytes:
             f"Versions lie in 0 … {LARGEST_VERSION} and 0 … {LARGEST_REWARD_VERSION}.",
         )
     return encode(trajectory)
+
+
+def stored_payload(id_: bytes, payload: bytes | None) -> Trajectory:
+    """The trajectory stored under an id.
+
+    Raises:
+        CorruptPayload: it is gone, cannot be read, or is another one than its id says.
+    """
+    trajectory = decode(payload or b"")
+    if trajectory_id(trajectory).encode() != id_:
+        raise CorruptPayload(
+            f"Trajectory of group {trajectory.group} from producer {trajectory.actor} is not the one "
+            "that was announced.",
+            "The trajectory is dropped; check the producer's log.",
+        )
+    return trajectory
 
 
 def in_quarantine(producer: str, reason: str) -> ProducerQuarantined:

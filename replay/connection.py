@@ -76,11 +76,9 @@ def connect(
     ) as cause:
         # A client of a cluster asks it for its slots at once.
         raise _unreachable(redis_url, cause) from cause
-    except ValueError as cause:
-        raise UserError(
-            f"redis_url {without_password(redis_url)} is not an address: {cause}.",
-            f"Write {address.FORMS}.",
-        ) from cause
+    except ValueError:
+        # Without its cause: a parser's own words may hold parts of the password.
+        raise address.not_an_address(redis_url) from None
     with storage_errors(redis_url):
         server = client.info("server")
         memory = client.info("memory")

@@ -231,21 +231,20 @@ class MemoryBuffer:
         ids = self._by_age(prompt)
         oldest_fresh = self._learner_version - self.config.max_staleness_versions
         fresh = [id_ for id_ in reversed(ids) if stored[id_].age[0] >= oldest_fresh]
-        mode = self._random.random()
         recent, prioritised = self.config.recent_share, self.config.prioritised_share
-        if mode < recent and fresh:
-            skip = skipped.get(prompt, 0)
-            skipped[prompt] = skip + per_prompt
-            chosen = [fresh[(skip + k) % len(fresh)] for k in range(per_prompt)]
-        elif recent <= mode < recent + prioritised:
-            log_rewards = np.array([stored[id_].trajectory.terminal_log_reward for id_ in ids])
-            weights = np.exp(log_rewards - log_rewards.max())
-            picked = self._random.choice(len(ids), per_prompt, p=weights / weights.sum())
-            chosen = [ids[k] for k in picked]
-        else:
-            with_replacement = len(ids) < per_prompt
-            picked = self._random.choice(len(ids), per_prompt, replace=with_replacement)
-            chosen = [ids[k] for k in picked]
+        modes = self._random.random(per_prompt)
+        from_recent = int((modes < recent).sum()) if fresh else 0
+        from_best = int(((modes >= recent) & (modes < recent + prioritised)).sum())
+        skip = skipped.get(prompt, 0)
+        skipped[prompt] = skip + from_recent
+        chosen = [fresh[(skip + k) % len(fresh)] for k in range(from_recent)]
+        log_rewards = np.array([stored[id_].trajectory.terminal_log_reward for id_ in ids])
+        weights = np.exp(log_rewards - log_rewards.max())
+        picked = self._random.choice(len(ids), from_best, p=weights / weights.sum())
+        chosen += [ids[k] for k in picked]
+        rest = per_prompt - from_recent - from_best
+        picked = self._random.choice(len(ids), rest, replace=len(ids) < rest)
+        chosen += [ids[k] for k in picked]
         return [stored[id_].trajectory for id_ in chosen]
 
 

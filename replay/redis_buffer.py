@@ -10,13 +10,14 @@ import redis
 from posteriori.config import ReplayConfig
 from posteriori.errors import CorruptPayload, StorageFull
 from posteriori.seams import BufferStats, Draw, InsertReceipt, Rejection
-from posteriori.trajectory import Trajectory, decode
+from posteriori.trajectory import Trajectory
 from replay.admission import (
     AGELESS_BEHAVIOURS,
     INDEX_BYTES_PER_TRAJECTORY,
     checked_payload,
     in_quarantine,
     refuse_oversized,
+    stored_payload,
     trajectory_id,
 )
 from replay.connection import storage_errors
@@ -136,7 +137,7 @@ class RedisBuffer:
             unreadable: dict[bytes, str] = {}
             for id_, payload in zip(reply[::2], reply[1::2], strict=True):
                 try:
-                    drawn.append(decode(payload or b""))
+                    drawn.append(stored_payload(id_, payload))
                 except CorruptPayload as cause:
                     unreadable[id_] = cause.problem
             if not unreadable:

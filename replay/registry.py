@@ -205,6 +205,11 @@ class RunRegistry:
             packed = self._client.get(self._key("failure"))
         return None if packed is None else Failure(*msgpack.unpackb(packed))
 
+    def add(self, total: str, amount: float) -> float:
+        """Add to a sum over the run and its resumptions, such as GPU-seconds; return the new sum."""
+        with storage_errors(self._client):
+            return float(self._client.hincrbyfloat(self._key("totals"), total, amount))
+
     # --------------------------------------------------------------------------- tasks done once
 
     def claim(

@@ -27,14 +27,14 @@ local function distinct(n, wanted)
   return picked
 end
 
-local function uniform(prompt)
+local function uniform(prompt, wanted)
   local key = age_of(prompt)
   local n = redis.call('ZCARD', key)
   local ranks = {}
-  if n >= group_size then
-    ranks = distinct(n, group_size)
+  if n >= wanted then
+    ranks = distinct(n, wanted)
   else
-    for i = 1, group_size do ranks[i] = math.random(0, n - 1) end
+    for i = 1, wanted do ranks[i] = math.random(0, n - 1) end
   end
   local ids = {}
   for i, rank in ipairs(ranks) do ids[i] = redis.call('ZRANGE', key, rank, rank)[1] end
@@ -43,25 +43,27 @@ end
 
 -- The newest ones; a second group of a prompt in one draw goes on where the first ended.
 local already_taken = {}
-local function recent(prompt)
+local function recent(prompt, wanted)
+  if wanted == 0 then return {} end
   local key = age_of(prompt)
   local fresh = redis.call('ZCOUNT', key, (flow.learner_version - max_staleness) * VERSION_STEP, '+inf')
-  if fresh == 0 then return uniform(prompt) end
+  if fresh == 0 then return uniform(prompt, wanted) end
   local skip = already_taken[prompt] or 0
-  already_taken[prompt] = skip + group_size
-  local newest = redis.call('ZREVRANGE', key, 0, math.min(fresh, skip + group_size) - 1)
+  already_taken[prompt] = skip + wanted
+  local newest = redis.call('ZREVRANGE', key, 0, math.min(fresh, skip + wanted) - 1)
   local ids = {}
-  for i = 1, group_size do
+  for i = 1, wanted do
     ids[i] = newest[(skip + i - 1) % fresh + 1]
   end
   return ids
 end
 
-local function prioritised(prompt)
+local function prioritised(prompt, wanted)
+  if wanted == 0 then return {} end
   local key = race_of(prompt)
   local clock = read_clock(prompt)
   local ids = {}
-  while #ids < group_size do
+  while #ids < wanted do
     local id, time = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
     time = tonumber(time)
     if time > RACE_TIME_LIMIT then
@@ -85,18 +87,27 @@ for group = 1, groups do
   if #ranks == 0 then ranks = distinct(available, math.min(available, groups - group + 1)) end
   local rank = table.remove(ranks)
   local prompt = redis.call('ZRANGE', PROMPTS, rank, rank)[1]
-  local u = math.random()
-  local ids
-  if u < recent_share then
-    ids = recent(prompt)
-  elseif u < recent_share + prioritised_share then
-    ids = prioritised(prompt)
-  else
-    ids = uniform(prompt)
+  -- Each trajectory in a mode of its own: a group of the best alone is often one trajectory many times
+  -- over, whose residuals agree with each other whatever the policy is.
+  local from_recent, from_best = 0, 0
+  for _ = 1, group_size do
+    local u = math.random()
+    if u < recent_share then
+      from_recent = from_recent + 1
+    elseif u < recent_share + prioritised_share then
+      from_best = from_best + 1
+    end
   end
-  for _, id in ipairs(ids) do
-    reply[#reply + 1] = id
-    reply[#reply + 1] = redis.call('HGET', PAYLOADS, id)
+  local drawn = {
+    recent(prompt, from_recent),
+    prioritised(prompt, from_best),
+    uniform(prompt, group_size - from_recent - from_best),
+  }
+  for _, ids in ipairs(drawn) do
+    for _, id in ipairs(ids) do
+      reply[#reply + 1] = id
+      reply[#reply + 1] = redis.call('HGET', PAYLOADS, id)
+    end
   end
 end
 count('drawn', groups * group_size)

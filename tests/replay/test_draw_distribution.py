@@ -146,3 +146,19 @@ def test_modes_have_their_shares(buffers: Buffers) -> None:
     counts = frequencies(buffer, range(100), 3000, 1)
     observed = np.array([counts[0], counts[1], counts[2:].sum()])
     assert p_value(observed, np.array([0.2 + 0.3 / 100, 0.5 + 0.3 / 100, 0.3 * 0.98])) > SMALLEST_P
+
+
+def test_a_group_is_a_mixture(buffers: Buffers) -> None:
+    """A group of the best alone would often be one trajectory, from which no residual differs."""
+    buffer = buffers(config(recent_share=0.5, prioritised_share=0.2), seed=14)
+    buffer.insert([trajectory([0], 100.0, version=0)])
+    buffer.insert([trajectory([i], 0.0, version=0) for i in range(1, 100)])
+    best = []
+    for _ in range(50):
+        [group] = buffer.draw(1, 40).groups
+        assert len({tuple(t.tokens) for t in group}) > 20
+        best.append(sum(t.tokens[0] == 0 for t in group))
+    expected = 50 * 40 * (0.2 + 0.3 / 100)
+    observed = np.array([sum(best), 2000 - sum(best)])
+    assert p_value(observed, np.array([expected, 2000 - expected])) > SMALLEST_P
+    assert min(best) < max(best)

@@ -12,12 +12,13 @@ import math
 import shutil
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from api.draws import Adapter
 from api.errors import ApiError, unknown
-from api.host import Adapter
 from posteriori.commands.run_control import NotLive, RunControl
 from posteriori.config import RunConfig
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -29,18 +30,24 @@ ADAPTERS_KEPT = 64
 NEWEST_FOR_SECONDS = 1.0
 """How long the newest version of a run is taken to be the newest."""
 
+Place = tuple[Path, int]
+"""A run's directory, and when it was made, in nanoseconds."""
+
 
 class Adapters:
     """Adapters of all runs, fetched on demand.
 
     Args:
         cache: directory that this process owns.
+        spread: may a run's newest adapter be drawn by? If not, it is loading and the one before is.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, spread: Callable[[Path, Adapter], bool]) -> None:
         self._cache = cache
+        self._spread = spread
         self._known: OrderedDict[tuple[Path, int, int], Adapter] = OrderedDict()
-        self._newest: dict[Path, tuple[float, int]] = {}
+        self._newest: dict[Place, tuple[float, int]] = {}
+        self._serving: dict[Place, tuple[int, Adapter]] = {}
 
     def versions(self, run: RunControl, config: RunConfig) -> list[AdapterInfo]:
         """What can be had, ascending."""
@@ -55,45 +62,51 @@ class Adapters:
         return [found[version] for version in sorted(found)]
 
     def fetch(self, run: RunControl, config: RunConfig, version: int | None) -> tuple[int, Adapter]:
-        """A version (None: the newest) with its files.
+        """A version (None: the newest that can be drawn by) with its files.
 
         Raises:
             ApiError: the run has no such version.
         """
-        path = run.directory.path
         # A run that was deleted and started anew counts its versions from the beginning.
-        born = (path / "base-model").stat().st_mtime_ns
-        seen_seconds, newest = self._newest.get(path, (-math.inf, 0))
-        if version is None and time.monotonic() - seen_seconds < NEWEST_FOR_SECONDS:
-            version = newest
-        if version is not None and (path, born, version) in self._known:
-            self._known.move_to_end((path, born, version))
-            return version, self._known[path, born, version]
+        place = run.directory.path, (run.directory.path / "base-model").stat().st_mtime_ns
+        if version is not None:
+            return version, self._fetch(run, config, place, version)
+        seen_seconds, newest = self._newest.get(place, (-math.inf, 0))
+        if time.monotonic() - seen_seconds >= NEWEST_FOR_SECONDS:
+            newest = max([*self._live(run, config), *_on_disk(run, config)], default=0)
+            if not newest:
+                fix = "Wait until the run has published one, or ask for version 0."
+                raise ApiError(
+                    409, "no_adapter", f"Run {run.name!r} has no adapter yet.", fix, "version"
+                )
+            self._newest[place] = (time.monotonic(), newest)
+        adapter = self._fetch(run, config, place, newest)
+        before = self._serving.get(place)
+        if before is not None and not self._spread(run.directory.path, adapter):
+            return before
+        self._serving[place] = newest, adapter
+        return self._serving[place]
+
+    def _fetch(self, run: RunControl, config: RunConfig, place: Place, version: int) -> Adapter:
+        key = (*place, version)
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
         live, stored = self._live(run, config), _on_disk(run, config)
-        known = sorted({*live, *stored})
-        if not known:
-            fix = "Wait until the run has published one, or ask for version 0."
-            raise ApiError(
-                409, "no_adapter", f"Run {run.name!r} has no adapter yet.", fix, "version"
-            )
-        if version is None:
-            version = known[-1]
-            self._newest[path] = (time.monotonic(), version)
         try:
             if version in stored:
                 directory = self._copy(run.name, version, stored[version])
             elif version in live:
                 directory = self._from_store(run, config, version)
             else:
-                raise unknown("version", version, known, "version")
+                raise unknown("version", version, sorted({*live, *stored}), "version")
         except OSError as cause:  # pruned between the listing and now
-            raise unknown("version", version, known, "version") from cause
-        adapter = Adapter(f"{born}/{directory.name}", directory)
-        self._known[path, born, version] = adapter
+            raise unknown("version", version, sorted({*live, *stored}), "version") from cause
+        self._known[key] = Adapter(f"{place[1]}/{directory.name}", directory)
         if len(self._known) > ADAPTERS_KEPT:
             _, oldest = self._known.popitem(last=False)
             shutil.rmtree(oldest.directory, ignore_errors=True)
-        return version, adapter
+        return self._known[key]
 
     def _live(self, run: RunControl, config: RunConfig) -> tuple[int, ...]:
         from replay.redis_adapters import RedisAdapters

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from api.adapters import Adapters
+from api.draws import Adapter
 from api.errors import ApiError, unknown, wrong
-from api.host import Adapter
 from api.learned import learned_log_z
 from api.settings import ServeSettings
 from api.trust import checked_problem

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 
+from api.draws import Adapter, Draw
 from api.errors import ApiError, unknown
-from api.host import Adapter, Draw
 from api.openai_messages import FinishReason, Sampling, TokenLogprobs, Usage
 from api.sampling import SAMPLES_PER_DRAW, chosen_seed
 from api.service import Service

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from posteriori.commands.run_control import NotLive
 from posteriori.errors import StorageUnreachable, UserError, WaitTimeout
@@ -139,12 +140,31 @@ def install(app: FastAPI) -> None:
         return response(ApiError(500, "internal", "The service made a mistake.", fix))
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed"}
         fix = "See /docs for the routes and what they take."
         code = codes.get(error.status_code, "http_error")
         refused = ApiError(error.status_code, code, f"{error.detail}.", fix)
-        return response(refused, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of a path whose methods are routes of their own: all of them
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return response(refused, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of a path."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
+
+
+def events_schema(*kinds: str) -> dict[str, Any]:
+    """Server-sent events in the document: what each of them is."""
+    kind = {"type": "string", "enum": list(kinds)} if kinds else {"type": "string"}
+    fields = {"event": kind, "id": {"type": "string"}, "data": {"type": "string"}}
+    return {"schema": {"type": "object", "properties": fields, "required": ["data"]}}
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:

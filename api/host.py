@@ -18,10 +18,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.errors import RETRY_AFTER_SECONDS, ApiError
+from api.draws import Adapter, Draw, Finished, unavailable
 from posteriori.errors import UserError
-from posteriori.moves import LegalMoves
-from posteriori.seams import Behaviour, Engine, Sample, SampleRequest
+from posteriori.seams import Engine, Sample, SampleRequest
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +28,6 @@ ATTEMPTS = 2
 """A draw that was in flight when the engine failed twice may be what makes it fail."""
 RESTART_SECONDS = 5.0
 """Between attempts to start an engine that does not start."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A PEFT directory that never changes, under a key that no other adapter has."""
-
-    key: str
-    directory: Path
-
-
-@dataclass(frozen=True)
-class Draw:
-    """n samples of Z behind one prompt; the same seed gives the same samples."""
-
-    prompt_ids: Sequence[int]
-    moves: LegalMoves
-    n: int
-    seed: int
-    behaviour: Behaviour = field(default_factory=Behaviour)
-
-
-Finished = tuple[int, list[Sample]]
-"""Index of a draw and its samples."""
 
 
 @dataclass(eq=False)
@@ -102,6 +78,7 @@ class EngineHost:
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self.not_ready: str | None = "The engine is starting."
         """Why no draw can be taken; None: it can."""
+        self.missing: tuple[str, ...] = ()
         self.samples_in_flight = 0
         self.samples = self.tokens = self.restarts = self.adapter_loads = 0
         """Since the host began."""
@@ -126,6 +103,10 @@ class EngineHost:
     def adapters_loaded(self) -> int:
         """Adapter versions in the engine now."""
         return len(self._loaded)
+
+    def spread(self, run: Path, adapter: Adapter) -> bool:
+        """Always: an adapter is loaded between two steps, when a draw asks for it."""
+        return True
 
     async def samples_of(
         self, draws: Sequence[Draw], adapter: Adapter | None
@@ -346,9 +327,3 @@ class EngineHost:
                     self._turns.append(job)
             if job.attempts >= ATTEMPTS or not started:
                 self._fail(job, unavailable(what))
-
-
-def unavailable(reason: str) -> ApiError:
-    """No engine to draw with (503)."""
-    fix = f"Try again in {RETRY_AFTER_SECONDS} s; GET /ready says when it answers."
-    return ApiError(503, "engine_unavailable", reason, fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.catalogue import Resolved
+from api.draws import Draw
 from api.errors import wrong
-from api.host import Draw
 from api.service import Service
 from posteriori import metrics, smc
 from posteriori.messages import (
@@ -117,8 +118,19 @@ def log_rewards(resolved: Resolved, sequences: Sequence[Sequence[int]]) -> list[
     return [float(score[-1]) for score in scores]
 
 
-def particles(service: Service, resolved: Resolved, n: int, seed: int) -> Drawn:
-    """n particles of independent filters twisted by the policy's flows; in the ``filters`` thread."""
+async def filtered(service: Service, resolved: Resolved, n: int, seed: int) -> Drawn:
+    """n particles of independent filters; they stop when nobody waits for them any more."""
+    left = threading.Event()
+    try:
+        return await service.filters.run(lambda: _particles(service, resolved, n, seed, left))
+    finally:
+        left.set()
+
+
+def _particles(
+    service: Service, resolved: Resolved, n: int, seed: int, left: threading.Event
+) -> Drawn:
+    """Filters twisted by the policy's flows; in the ``filters`` thread."""
     runs = 1
     while runs < MOST_FILTERS and n % (2 * runs) == 0 and n // (2 * runs) >= LEAST_PARTICLES:
         runs *= 2
@@ -129,6 +141,7 @@ def particles(service: Service, resolved: Resolved, n: int, seed: int) -> Drawn:
         particles=n // runs,
         runs=runs,
         seed=seed,
+        cancelled=left.is_set,
     )
     drawn, moves = Drawn(), resolved.problem.moves(resolved.prompt)
     for population in found.populations:

@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from api.adapters import Adapters
 from api.catalogue import Catalogue
+from api.draws import Adapter, Host
 from api.errors import ApiError
-from api.host import Adapter, EngineHost
+from api.host import EngineHost
 from api.launcher import Launcher
 from api.limits import InFlight
 from api.settings import ServeSettings
@@ -86,16 +87,11 @@ class Service:
         self.settings = settings
         self.began_seconds = time.monotonic()
         self.base = LanguageModel.load(settings.model, dtype=settings.dtype)
+        self.host = _host(settings, engine)
         self._cache = Path(tempfile.mkdtemp(prefix="posteriori-adapters-"))
-        self.adapters = Adapters(self._cache)
+        self.adapters = Adapters(self._cache, self.host.spread)
         self.catalogue = Catalogue(settings, self.base, self.adapters)
         self.launcher = Launcher(settings, self.base)
-        self.host = EngineHost(
-            engine or (lambda: start_engine(settings)),
-            adapter_slots=settings.adapter_slots,
-            samples_in_flight=settings.max_sequences,
-            threads=settings.threads,
-        )
         self.in_flight = InFlight(settings.max_requests_in_flight)
         self.scoring = Worker.start("scoring", settings.threads, SCORING_QUEUE)
         self.filters = Worker.start("filters", settings.threads, FILTER_QUEUE)
@@ -122,6 +118,24 @@ class Service:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(adapter.key)
         return self._policies[adapter.key]
+
+
+def _host(settings: ServeSettings, engine: Callable[[], Engine] | None) -> Host:
+    if not settings.ray:
+        return engine_host(settings, engine)
+    from api.ray_host import RayHost
+
+    return RayHost(settings)
+
+
+def engine_host(settings: ServeSettings, engine: Callable[[], Engine] | None = None) -> EngineHost:
+    """The engine of the settings, or another, in this process; not yet started."""
+    return EngineHost(
+        engine or (lambda: start_engine(settings)),
+        adapter_slots=settings.adapter_slots,
+        samples_in_flight=settings.max_sequences,
+        threads=settings.threads,
+    )
 
 
 def start_engine(settings: ServeSettings) -> Engine:

@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from posteriori.commands.run_control import LEARNER, RECENT_ROWS, ROLLOUT, NotLive, RunControl
-from posteriori.errors import StorageUnreachable
+from posteriori.commands.run_control import LEARNER, RECENT_ROWS, ROLLOUT, RunControl
+from posteriori.errors import UserError
 from replay.registry import RunRegistry
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ class ServiceCollector(Collector):
             for name, (what, _) in RUN_GAUGES.items()
         }
         for name in self._service.catalogue.names():
-            with suppress(NotLive, StorageUnreachable):
+            with suppress(
+                UserError
+            ):  # not live, out of reach, or not yet a run: the others are told of
                 values = _run_values(self._service.catalogue.control(name))
                 for metric, value in values.items():
                     families[metric].add_metric([name], value)
@@ -194,7 +196,7 @@ RUN_GAUGES: dict[str, tuple[str, str | None]] = {
 
 
 def _run_values(run: RunControl) -> dict[str, float]:
-    """Every gauge of one run; raises NotLive, StorageUnreachable."""
+    """Every gauge of one run; raises UserError where there is none to read."""
     from replay.buffers import open_buffer
 
     config = run.directory.load()

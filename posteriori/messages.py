@@ -313,9 +313,10 @@ class Health(Message):
 
 
 class Readiness(Message):
-    """Whether samples can be drawn now, and if not, why."""
+    """Whether samples can be drawn now, and if not, why; ``missing``: engines that do not answer while others do."""
 
     ready: bool
     reasons: list[str]
+    missing: list[str]
     model: str
     engine: Literal["vllm", "transformers"]

@@ -38,6 +38,10 @@ PILOT_DRAWS = 64
 """Draws that set the scale of ψ: it need only be right within a few nats."""
 
 
+class Cancelled(Exception):
+    """Nobody waits for the particles any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prefixes:
     """What a twist may look at: K prefixes s of equal length, every array [K], nats.
@@ -151,6 +155,7 @@ def sample(
     ess_threshold: float = 0.5,
     log_scale: float | None = None,
     seed: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Filtered:
     """Run particle filters for one X.
 
@@ -165,8 +170,10 @@ def sample(
         log_scale: log ψ(root), for the flow's twist an estimate of log Z(X); None: from as many draws
             as there are particles, at most ``PILOT_DRAWS``, which count as the rest does.
         seed: same seed, same result.
+        cancelled: asked before every step.
 
     Raises:
+        Cancelled: ``cancelled`` said so.
         RewardError: a reward is not finite where ⊤ is legal.
         ValueError: particles, runs or the threshold is out of range.
     """
@@ -181,10 +188,12 @@ def sample(
         log_scale = 0.0
         if particles > 1 and ess_threshold > 0:
             pilot = _State(1, min(PILOT_DRAWS, runs * particles))
-            spent = _advance(pilot, scorer, proposal, _PLAIN, 0.0, 0.0, streams[0])
+            spent = _advance(pilot, scorer, proposal, _PLAIN, 0.0, 0.0, streams[0], cancelled)
             log_scale = _scale(twist, pilot)
     state = _State(runs, particles)
-    spent += _advance(state, scorer, proposal, twist, log_scale, ess_threshold, streams[1])
+    spent += _advance(
+        state, scorer, proposal, twist, log_scale, ess_threshold, streams[1], cancelled
+    )
     return Filtered(state.populations(), spent, scorer.evaluations)
 
 
@@ -207,6 +216,7 @@ def _advance(
     log_scale: float,
     ess_threshold: float,
     rng: np.random.Generator,
+    cancelled: Callable[[], bool],
 ) -> int:
     """Run all particles from the root to their ends; return the token forwards."""
     moves = scorer.moves
@@ -216,6 +226,8 @@ def _advance(
     rows.select(np.zeros(state.size, dtype=np.int64))
     running = np.flatnonzero(~state.finished)  # row i of the cache is particle running[i]
     while len(running):
+        if cancelled():
+            raise Cancelled
         # A particle that a tool has answered reads the answer first, and acts later than others.
         ready = state.read[running] == state.lengths[running]
         log_moves = np.zeros((len(running), stop + 1))

@@ -29,6 +29,7 @@ async def ready(service: TheService) -> Response:
     found = Readiness(
         ready=not reasons,
         reasons=reasons,
+        missing=list(service.host.missing),
         model=service.settings.model,
         engine=service.settings.engine,
     )

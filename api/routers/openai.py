@@ -42,7 +42,7 @@ router = APIRouter(
 
 DEFAULT_CHAT_TOKENS = 256
 STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/event-stream": errors.events_schema()}}
 }
 
 

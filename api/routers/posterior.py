@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from api import errors, sampling
 from api.access import needs
 from api.catalogue import Resolved
-from api.host import unavailable
+from api.draws import unavailable
 from api.limits import answered, timed_out
 from api.prediction import predict
 from api.routers.common import TheService
@@ -44,7 +44,7 @@ STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Samples; with `stream`, server-sent events: `sample` (a PosteriorSample each), then "
         "`summary` (a SamplesEnd) or `error` (an ErrorBody).",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": errors.events_schema("sample", "summary", "error")},
     }
 }
 
@@ -110,9 +110,7 @@ async def _all(
     service: Service, asked: SamplesRequest, resolved: Resolved, seed: int
 ) -> sampling.Drawn:
     if asked.correction == "smc":
-        return await service.filters.run(
-            lambda: sampling.particles(service, resolved, asked.n, seed)
-        )
+        return await sampling.filtered(service, resolved, asked.n, seed)
     drawn = sampling.Drawn()
     async with aclosing(sampling.draw(service, resolved, asked.n, seed, drawn)) as drawing:
         async for _ in drawing:

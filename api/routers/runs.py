@@ -128,7 +128,7 @@ async def log(
     "/{run}/events",
     dependencies=[READ],
     response_class=EventSourceResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": errors.events_schema()}}},
 )
 async def events(
     run: str,

@@ -28,6 +28,10 @@ from posteriori.config import RunConfig, parse
 from posteriori.lm import LanguageModel
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from posteriori.seams import Engine
+from replay.connection import connect
+from replay.redis_adapters import RedisAdapters
+from replay.registry import RunRegistry
+from replay.server import EmbeddedServer
 
 PROBLEM: dict[str, Any] = {
     "name": "sharp",
@@ -97,6 +101,30 @@ def run_folder(
 def adapters(run_folder: Path) -> dict[int, Path]:
     """Directory of each version's adapter, the base LM's left out."""
     return {version: run_folder.parent / f"adapter-{version}" for version in VERSIONS}
+
+
+@contextmanager
+def live_run(
+    lm: LanguageModel, model: Path, folder: Path, adapters: dict[int, Path]
+) -> Iterator[RunRegistry]:
+    """A run ``live`` as its driver leaves it: registry, store and lock, without the training."""
+    config = run_config(model, folder, "live")
+    directory = RunDirectory(config.directory)
+    directory.create(config, lm)
+    with (
+        EmbeddedServer(directory.redis, 2**20) as server,
+        connect(server.url) as client,
+        directory.locked(),
+    ):
+        registry = RunRegistry(client, "live")
+        registry.begin()
+        registry.set_desired_actors(1)
+        store = RedisAdapters(client, "live")
+        for version in (1, 2):
+            names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+            store.publish(version, {n: (adapters[version] / n).read_bytes() for n in names})
+        yield registry
+    shutil.rmtree(directory.path)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from actors.transformers_engine import TransformersEngine
+from api.draws import Adapter, Draw, Finished
 from api.errors import ApiError
-from api.host import Adapter, Draw, EngineHost, Finished
+from api.host import EngineHost
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
 from posteriori.seams import Engine, SampledGroup

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from posteriori import metrics
+from posteriori import metrics, smc
 from posteriori.client import AsyncClient, Client, ServiceError
 from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel
@@ -141,6 +143,42 @@ def test_smc(client: Client, problem: Problem) -> None:
     *rows, end = list(client.stream(run="r", n=256, seed=1, version=1, correction="smc"))
     assert isinstance(end, SamplesEnd) and len(rows) == 256
     assert end.summary == found.summary
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_particle_filter_stops_when_its_client_leaves(
+    stream: bool, service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = threading.Event(), list[type[BaseException] | None]()
+
+    def watched(*arguments: Any, **options: Any) -> smc.Filtered:
+        began.set()
+        try:
+            found = filters(*arguments, **options)
+        except BaseException as cause:
+            ended.append(type(cause))
+            raise
+        ended.append(None)
+        return found
+
+    filters = smc.sample
+    monkeypatch.setattr(smc, "sample", watched)
+    asked = {"run": "r", "problem": "long", "n": 3200, "correction": "smc", "stream": stream}
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=60) as http:
+            asking = asyncio.create_task(
+                http.post(service.url + "/v1/posterior/samples", json=asked)
+            )
+            assert await asyncio.to_thread(began.wait, 60)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(leave())
+    until(lambda: ended != [])
+    assert ended == [smc.Cancelled]
+    until(lambda: service.service.in_flight.count == 0 and service.service.filters.waiting == 0)
 
 
 def test_unknown_y(client: Client) -> None:

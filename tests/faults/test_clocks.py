@@ -23,7 +23,7 @@ from replay.registry import RunRegistry
 from replay.server import EmbeddedServer
 from tests.replay.build import config
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 MINUTE = 60.0

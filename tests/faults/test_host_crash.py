@@ -27,7 +27,7 @@ from replay.server import EmbeddedServer
 from tests.faults.accounts import check_whole
 from tests.replay.build import config, tokens_of, trajectory
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 def kill_host(server: EmbeddedServer, notes: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,7 +221,7 @@ def test_a_disk_that_redis_cannot_write_makes_both_sides_wait(
         assert first < 400
         put(first)
         first += 8
-        client.ping()
+        time.sleep(0.02)
     assert "cannot write to its disk" in outbox.reason
     intake = Intake(
         config, {problem.name: problem}, buffer, threading.Event(), lambda *_: None, lambda: 0
@@ -254,7 +255,7 @@ class TestDamagedAdapter:
         client = connect(server.url)
         engine, told = FakeEngine(1, 0), []
         follower = AdapterFollower(
-            engine, RedisAdapters(client, "r"), tmp_path, lambda *event: told.append(event)
+            engine, RedisAdapters(client, "r"), tmp_path / "a", lambda *event: told.append(event)
         )
         self.publish(client, 1, damaged=False)
         assert follower.poll(set())
@@ -264,7 +265,7 @@ class TestDamagedAdapter:
         ((kind, what),) = told
         assert kind == "adapter_refused"
         assert "VERSION 2 CANNOT BE USED" in what and "version 1 stays in force" in what
-        assert [path.name for path in tmp_path.iterdir()] == [follower._paths[1].name]
+        assert [path.name for path in (tmp_path / "a").iterdir()] == [follower._paths[1].name]
         self.publish(client, 3, damaged=False)
         assert follower.poll(set())
         assert follower.version == 3

@@ -29,7 +29,7 @@ from replay.redis_buffer import RedisBuffer
 from replay.server import EmbeddedServer
 from tests.learner.helpers import random_strings, run_config, tiny_problem
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 RATES = st.sampled_from([0.1, 0.5, 1.0, 3.0, 20.0])
 

@@ -131,9 +131,14 @@ def connected() -> Iterator[None]:
         UserError: the cluster does not answer.
     """
     import ray
+    from ray._private import ray_constants
 
     address = os.environ.get("RAY_ADDRESS")
     resources = {} if address else {"num_cpus": LOGICAL_CPUS, "include_dashboard": False}
+    if not address:
+        # Then nothing of Ray listens beyond loopback. It reads this when it is imported, which may have been.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **resources)
     except ConnectionError as cause:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from api.host import EngineHost
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
 from posteriori.seams import Engine, SampledGroup
-from tests.api.conftest import until
+from tests.api.conftest import served, settings_for, until
 
 MOVES = LegalMoves.free(list(range(3, 12)), stop=41, min_tokens=1, max_tokens=4)
 
@@ -83,6 +84,23 @@ def test_a_failure_of_the_engine_loses_nothing(failing: Callable[[set[int]], Eng
         assert host.restarts == 1
     assert tokens(found) == expected
     assert sorted(index for index, _ in found) == list(range(12))  # none twice
+
+
+def test_over_http_nobody_sees_a_restart(
+    failing: Callable[[set[int]], Engine], tiny_lm_path: Path, run_folder: Path
+) -> None:
+    found = []
+    for at in (set[int](), {3}):
+        Failing.steps = 0
+        start = partial(failing, at)
+        with (
+            served(settings_for(tiny_lm_path, run_folder), start) as running,
+            running.client() as client,
+        ):
+            drawn = client.samples(run="r", problem="long", n=40, seed=1, version=2)
+            found.append([(sample.tokens, sample.log_q) for sample in drawn.samples])
+            assert running.service.host.restarts == len(at)
+    assert found[0] == found[1]
 
 
 def test_a_client_that_leaves_while_the_engine_fails(

@@ -23,11 +23,12 @@ class AdapterFollower:
     """Loads newer versions between engine steps; requests in flight keep the one they began with.
 
     Args:
-        engine: with ``ADAPTER_SLOTS`` adapter slots.
+        engine: with ``slots`` adapter slots.
         store: where versions are published.
         directory: the follower's own; versions are written below it and deleted again.
         on_event: called with ``adapter_refused`` and a sentence when the newest version is damaged or
             the disk has no room for it, and the one before it stays in force.
+        slots: versions the engine holds at once.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class AdapterFollower:
         store: AdapterStore,
         directory: Path,
         on_event: Callable[[str, str], object] | None = None,
+        slots: int = ADAPTER_SLOTS,
     ) -> None:
         self._on_event = on_event or (lambda kind, message: None)
         self._refused = 0
+        self._slots = slots
         self._engine = engine
         self._store = store
         self._directory = directory
@@ -69,7 +72,7 @@ class AdapterFollower:
                 self._engine.remove_adapter(version)
                 # An engine may read the files again while the version is loaded, but not after.
                 shutil.rmtree(self._paths.pop(version), ignore_errors=True)
-        if len(self._engine.adapter_versions) == ADAPTER_SLOTS:
+        if len(self._engine.adapter_versions) == self._slots:
             return False  # long requests hold old versions: a later poll finds them finished
         try:
             path = fetch_unless_pruned(self._store, latest, self._directory)

@@ -49,6 +49,7 @@ class Rollout:
         self._actor_id = actor_id
         self._parent = parent
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self._worker: RolloutWorker | None = None
 
     def run(self) -> None:
@@ -65,8 +66,10 @@ class Rollout:
         """Counters of the worker; while the engine starts: nothing but the state."""
         return {"state": "starting"} if self._worker is None else self._worker.status()
 
-    def stop(self) -> None:
-        """End :meth:`run` after its current turn."""
+    def stop(self, drain: bool = False) -> None:
+        """End :meth:`run` after its current turn or, to ``drain``, after the groups in flight."""
+        if not drain:
+            self._hurry.set()
         self._stop.set()
 
     def _sample(self, directory: Path) -> None:
@@ -116,7 +119,7 @@ class Rollout:
             def beat(fields: Heartbeat) -> None:
                 registry.beat(self._actor_id, {"state": "sampling", **fields})
                 if registry.stop_requested() is not None:
-                    self._stop.set()
+                    self.stop()
 
             self._worker = RolloutWorker(
                 self._actor_id,
@@ -137,7 +140,7 @@ class Rollout:
                 rewards=rewards,
                 on_event=lambda kind, what: registry.event(kind, what, actor=self._actor_id),
             )
-            self._worker.run(self._stop.is_set)
+            self._worker.run(self._stop.is_set, self._hurry.is_set)
         except RewardError as cause:
             registry.fail(self._actor_id, str(cause))
             raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.autoscale_hook import AutoscaleHook
 from actors.pool import ActorPool
 from actors.ray_actor import RolloutActor
 from posteriori.config import RunConfig
@@ -21,6 +22,8 @@ from posteriori.errors import (
     WaitTimeout,
 )
 from posteriori.placement import actor_room, gpu_actors
+from replay.buffers import open_buffer
+from replay.connection import connect
 from replay.registry import Component, RunRegistry
 
 STRATEGIES = {"spread": "SPREAD", "pack": "DEFAULT"}
@@ -37,7 +40,7 @@ STARTUP_SECONDS = 900.0
 """From submission to the first heartbeat of a sampling actor: a cluster may have to add a node."""
 
 STOP_GRACE_SECONDS = 20.0
-"""To finish a turn and to store what is finished."""
+"""To finish a turn and to store what is finished; longer than ``rollout.DRAIN_SECONDS``."""
 
 _PASSING = (WaitTimeout, StorageFull, StorageUnreachable, CorruptPayload, ProducerQuarantined)
 """User errors that another actor may be spared."""
@@ -92,6 +95,11 @@ class RayPool:
         )
         self._handles: dict[str, _Handle] = {}
         self._looked_seconds = time.monotonic()
+        self._autoscale = (
+            None
+            if config.autoscale is None
+            else AutoscaleHook(config, registry, open_buffer(connect(redis_url), config))
+        )
 
     def scale(self, desired: int) -> None:
         """Want another number of actors; takes effect at the next :meth:`reconcile`."""
@@ -105,20 +113,32 @@ class RayPool:
             StorageUnreachable: the registry does not answer.
         """
         now = time.monotonic()
-        desired = self._registry.desired_actors()
-        if self._registry.stop_requested() is not None:
-            desired = 0
+        ending = self._registry.stop_requested() is not None
+        if self._autoscale is not None and not ending:
+            self._autoscale.look(*self._sampling_and_gpus())
+        desired = 0 if ending else self._registry.desired_actors()
         if desired is not None and desired != self.state.desired:
             self.state.scale(desired)
         self._read_beats(time.monotonic())
         self._notice_ends(now)
         self._kill_hung(now)
-        self._follow_plan(now)
+        self._follow_plan(now, drain=not ending)
+
+    def _sampling_and_gpus(self) -> tuple[int, float]:
+        """Actors that sample and are to go on, and GPUs that all of them hold."""
+        sampling = sum(
+            handle.stopping_seconds is None
+            and handle.beat is not None
+            and handle.beat.fields.get("state") == "sampling"
+            for handle in self._handles.values()
+        )
+        holding = sum(handle.on_gpu for handle in self._handles.values())
+        return sampling, holding * self._config.sampling.gpus_per_actor
 
     def close(self) -> None:
         """Stop all actors; those that do not end in time are killed."""
         self.state.scale(0)
-        self._follow_plan(time.monotonic())
+        self._follow_plan(time.monotonic(), drain=False)
         ends = [handle.end for handle in self._handles.values()]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_GRACE_SECONDS)
@@ -127,13 +147,13 @@ class RayPool:
             ray.kill(handle.actor)
         self._handles.clear()
 
-    def _follow_plan(self, now: float) -> None:
+    def _follow_plan(self, now: float, drain: bool) -> None:
         plan = self.state.plan(now)
         for actor_id in plan.start:
             self._start(actor_id, now)
         for actor_id in plan.stop:
             self._handles[actor_id].stopping_seconds = now
-            self._handles[actor_id].actor.stop.remote()
+            self._handles[actor_id].actor.stop.remote(drain)
 
     def _start(self, actor_id: str, now: float) -> None:
         config = self._config

@@ -32,6 +32,9 @@ POLL_SECONDS = 0.5
 
 HEARTBEAT_SECONDS = 2.0
 
+DRAIN_SECONDS = 15.0
+"""An actor that is scaled away finishes what it has begun, for no longer than this."""
+
 Heartbeat = Mapping[str, float | int | str]
 
 
@@ -72,7 +75,7 @@ class RolloutWorker:
 
     Args:
         actor_id: unique among all actors of a run, of all its restarts too.
-        engine: idle, with ``ADAPTER_SLOTS`` adapter slots.
+        engine: idle, with ``config.vllm.max_adapters`` adapter slots.
         buffer: where trajectories go.
         adapters: where new versions come from.
         problems: what is sampled.
@@ -109,7 +112,9 @@ class RolloutWorker:
         self._engine = engine
         self._config = config
         self._exploration = Exploration(actor_id, problems, config, seed)
-        self._follower = AdapterFollower(engine, adapters, adapter_directory, on_event)
+        self._follower = AdapterFollower(
+            engine, adapters, adapter_directory, on_event, config.vllm.max_adapters
+        )
         self._outbox = Outbox(buffer, config.groups_in_flight, deadline_seconds, on_event=on_event)
         self._poll_seconds = poll_seconds
         self._heartbeat = heartbeat
@@ -123,9 +128,13 @@ class RolloutWorker:
         self._rates = (0.0, 0.0)
         self._newest: dict[str, tuple[PlannedGroup, list[Sample]]] = {}
         self._marked: dict[str, float] = {}
+        self._draining = False
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Turn until ``stop`` says True, then drop what is in flight and store what is finished.
+    def run(self, stop: Callable[[], bool], hurry: Callable[[], bool] = lambda: True) -> None:
+        """Turn until ``stop`` says True, then store what is finished.
+
+        Unless ``hurry`` says True the groups in flight are finished first, and what the buffer does not
+        take yet is waited for; ``DRAIN_SECONDS`` later what is left is dropped all the same.
 
         Raises:
             RewardError: a reward broke its contract; names problem, prompt and Z.
@@ -135,6 +144,10 @@ class RolloutWorker:
         """
         try:
             while not stop():
+                self.turn()
+            self._draining = True
+            deadline = time.monotonic() + DRAIN_SECONDS
+            while (self._planned or self._outbox) and not hurry() and time.monotonic() < deadline:
                 self.turn()
         finally:
             for request_id in self._planned:
@@ -158,7 +171,7 @@ class RolloutWorker:
                     for problem, prompt, sequences in self._gold.take():
                         self.store_gold(problem, prompt, sequences)
         with self._counts.timing("sampling"):
-            while len(self._planned) < self._config.groups_in_flight and not self._outbox.full:
+            while not self._draining and self._has_room:
                 planned = self._exploration.next(self._follower.version)
                 self._planned[planned.request.id] = planned
                 self._engine.submit(planned.request)
@@ -179,12 +192,17 @@ class RolloutWorker:
             self._outbox.flush()
         if not len(self._outbox):
             self._gold.stored()
-        if not self._planned and self._outbox.full:
+        if not self._planned and (self._draining or self._outbox.full):
             with self._counts.timing("waiting"):
                 time.sleep(self._outbox.pause_seconds)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_SECONDS
             self._beat()
+
+    @property
+    def _has_room(self) -> bool:
+        """For another group."""
+        return len(self._planned) < self._config.groups_in_flight and not self._outbox.full
 
     def store_gold(
         self, problem: Problem, prompt: Prompt, sequences: Sequence[Sequence[int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from posteriori.config import GoldConfig, RunConfig
 from posteriori.errors import RewardError
 from replay.connection import connect
 from replay.redis_buffer import RedisBuffer
-from replay.registry import RunRegistry
+from replay.registry import Component, RunRegistry
 from replay.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +187,57 @@ def test_a_killed_actor_is_replaced_and_the_pool_follows_the_registry(
         assert pool.state.deaths == 1
     finally:
         pool.close()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_the_pool_grows_and_drains_by_itself(
+    ray_cluster: None, tiny_lm_path: Path, redis_url: str
+) -> None:
+    """A learner that draws more than it may brings an actor, one that draws nothing sends it away."""
+    config = run_config(
+        tiny_lm_path,
+        autoscale={"max_actors": 2, "hold_seconds": 0.5, "settle_seconds": 1},
+        replay={"slack_trajectories": 128},
+        learner={"lora_rank": 8, "prompts_per_step": 1, "trajectories_per_prompt": 8},
+    )
+    client = connect(redis_url)
+    registry = RunRegistry(client, config.run)
+    registry.set_desired_actors(1)
+    buffer = RedisBuffer(client, config.run, config.replay)
+    pool = RayPool(config, redis_url, registry)
+
+    def hungry_until(condition: Callable[[], bool]) -> Callable[[], bool]:
+        def draw() -> bool:
+            while buffer.draw(1, 8).wait is None:
+                pass
+            return condition()
+
+        return draw
+
+    try:
+        until(pool, hungry_until(lambda: len(pool.state.alive) == 2))
+        first, second = pool.state.alive
+        beats = registry.components
+        until(pool, hungry_until(lambda: int(field(beats(), second, "inserted")) > 0))
+        until(pool, lambda: pool.state.alive == (first,))
+        assert pool.state.deaths == 0
+        kinds = [event.kind for event in registry.events()]
+        assert kinds == [
+            "actor_started",
+            "autoscaled",
+            "actor_started",
+            "autoscaled",
+            "actor_stopped",
+        ]
+        assert registry.desired_actors() == 1
+    finally:
+        pool.close()
+
+
+def field(components: Mapping[str, Component], actor_id: str, name: str) -> Any:
+    """A field of an actor's last heartbeat, 0 before the first."""
+    return components[actor_id].fields.get(name) or 0 if actor_id in components else 0
 
 
 @pytest.mark.ray

@@ -269,6 +269,20 @@ def test_a_full_buffer_stops_sampling_and_loses_nothing(
     assert sampled == sorted(sampled, key=sampled.index)  # in the order they were finished
 
 
+def test_an_actor_that_drains_finishes_and_stores_what_it_has_begun(
+    engine: Engine, problems: list[Problem], tmp_path: Path
+) -> None:
+    buffer = RecordingBuffer(ReplayConfig())
+    actor = worker(engine, buffer, problems, tmp_path / "drained")
+    actor.run(turns(1), hurry=lambda: False)
+    assert actor.counts.groups >= SAMPLING.groups_in_flight
+    assert engine.unfinished == 0 and actor.status()["groups_in_outbox"] == 0
+    assert len(buffer.taken) == actor.counts.samples
+    hurried = worker(engine, RecordingBuffer(ReplayConfig()), problems, tmp_path / "hurried")
+    hurried.run(turns(1))
+    assert hurried.counts.groups < SAMPLING.groups_in_flight and engine.unfinished == 0
+
+
 def test_a_buffer_that_never_takes_anything_ends_the_actor(
     engine: Engine, problems: list[Problem], tmp_path: Path
 ) -> None:

@@ -25,9 +25,10 @@ def choose(page: Page, label: str) -> None:
     page.locator("fieldset.choice label").get_by_text(label, exact=True).click()
 
 
-def violations(page: Page) -> list[str]:
-    """Rules of WCAG 2 (A, AA) and axe-core's best practices that the page breaks, with the elements."""
+def violations(page: Page, *rules: str) -> list[str]:
+    """What the page breaks of these rules of axe-core (default: WCAG 2 A and AA, best practices), and where."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    options = {"runOnly": list(rules)} if rules else None
+    found = Axe().run(page, options=options).response["violations"]
     return [f"{rule['id']}: {[node['html'][:160] for node in rule['nodes'][:5]]}" for rule in found]

@@ -31,6 +31,8 @@ class Remains:
         size_bytes: of memory, as the server estimates it.
         live: a driver holds it, or a component has beaten within LIVE_SECONDS.
         silent_seconds: since its last heartbeat, by the server's clock; None: none is known.
+        known: its registry is here. A run that keeps trajectories on several servers has it on one of them:
+            on the others nothing tells whether it lives.
     """
 
     run: str
@@ -38,6 +40,7 @@ class Remains:
     size_bytes: int
     live: bool
     silent_seconds: float | None
+    known: bool
 
 
 def survey(client: redis.Redis) -> list[Remains]:
@@ -56,8 +59,8 @@ def survey(client: redis.Redis) -> list[Remains]:
                 for key in keys:
                     pipeline.memory_usage(key, samples=5)
                 size += sum(n or 0 for n in pipeline.execute())
-        _, live, silent = _collect(client, run, [])
-        remains.append(Remains(run, len(found[run]), size, live, silent))
+        _, live, silent, known = _collect(client, run, [])
+        remains.append(Remains(run, len(found[run]), size, live, silent, known))
     return remains
 
 
@@ -74,7 +77,7 @@ def remove(client: redis.Redis, run: str) -> int:
     # The registry, which tells whether it lives, goes last.
     keys.sort(key=lambda key: b":registry:" in key)
     for some in _batches(keys):
-        count, live, _ = _collect(client, run, some)
+        count, live, _, _ = _collect(client, run, some)
         removed += count
         if live:
             break
@@ -97,15 +100,17 @@ def _keys_by_run(client: redis.Redis) -> dict[str, list[bytes]]:
     return {run: sorted(keys) for run, keys in found.items()}
 
 
-def _collect(client: redis.Redis, run: str, keys: list[bytes]) -> tuple[int, bool, float | None]:
+def _collect(
+    client: redis.Redis, run: str, keys: list[bytes]
+) -> tuple[int, bool, float | None, bool]:
     namespace = f"posteriori:{{{run}}}:registry"
     script = load_script(client, "collect")
     own = [key for key in keys if key.startswith(f"posteriori:{{{run}}}:".encode())]
     with storage_errors(client):
-        deleted, live, silent = script(keys=[namespace, *own], args=[LIVE_SECONDS])
+        deleted, live, silent, known = script(keys=[namespace, *own], args=[LIVE_SECONDS])
         if not live:
             # The reward's adapters may lie in another slot of a cluster: not in this script.
             for key in set(keys) - set(own):
                 deleted += cast(int, client.unlink(key))
     seconds = float(silent)
-    return int(deleted), bool(live), None if seconds < 0 else seconds
+    return int(deleted), bool(live), None if seconds < 0 else seconds, bool(known)

@@ -15,7 +15,8 @@ def gc(redis_url: str, runs: Sequence[str], really: bool, console: Console) -> N
 
     Args:
         redis_url: of the server.
-        runs: only these; empty: all that are dead.
+        runs: only these; empty: all that are known to be dead. One whose registry is on another server (a
+            shard) has to be named.
         really: remove them, and do not only say so.
         console: where to.
 
@@ -38,13 +39,13 @@ def gc(redis_url: str, runs: Sequence[str], really: bool, console: Console) -> N
                 f"Run {run!r} lives: its driver or a component has been heard of.",
                 "Stop it first.",
             )
-    chosen = [r for r in found.values() if not r.live and (not runs or r.run in runs)]
+    chosen = [r for r in found.values() if not r.live and (r.run in runs if runs else r.known)]
     table = Table("run", "state", "silent for", "keys", "MiB", "")
     for remains in found.values():
         silent = remains.silent_seconds
         table.add_row(
             remains.run,
-            "live" if remains.live else "dead",
+            "live" if remains.live else ("dead" if remains.known else "unknown"),
             "–" if silent is None else f"{silent:,.0f} s",
             f"{remains.keys:,}",
             f"{remains.size_bytes / 2**20:.1f}",

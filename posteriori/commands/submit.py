@@ -8,6 +8,7 @@ own environment (POSTERIORI_REDIS_URL).
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import shlex
 import shutil
@@ -31,6 +32,10 @@ RUNS_ON_CLUSTER = '"${POSTERIORI_RUNS:-$HOME/posteriori-runs}"'
 STOP_SECONDS = 180
 """Ray's patience with a driver told to stop, which saves and assesses: 3 s unless told otherwise."""
 POLL_SECONDS = 1.0
+NOISY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Tell of uploads and sockets at a level that they set themselves."""
+AGENT_SECONDS = 60.0
+"""A cluster that has just started answers before it takes jobs."""
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -70,6 +75,8 @@ class Cluster:
         self.address = address
         with _cluster_errors(address):
             self._client = JobSubmissionClient(address)
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def submit(
         self,
@@ -203,14 +210,22 @@ class Cluster:
         }
         if working_directory is not None:
             environment["working_dir"] = working_directory
-        with _cluster_errors(self.address):
-            id_ = self._client.submit_job(
-                entrypoint=command,
-                submission_id=f"posteriori-{run}-{kind}-{secrets.token_hex(4)}",
-                runtime_env=environment,
-                metadata={"posteriori_run": run, "posteriori_command": kind},
-            )
-        return Job(id_, run, "PENDING", "", 0.0)
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                with _cluster_errors(self.address):
+                    id_ = self._client.submit_job(
+                        entrypoint=command,
+                        submission_id=f"posteriori-{run}-{kind}-{secrets.token_hex(4)}",
+                        runtime_env=environment,
+                        metadata={"posteriori_run": run, "posteriori_command": kind},
+                    )
+            except UserError as refused:
+                if "No available agent" not in refused.problem or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+            else:
+                return Job(id_, run, "PENDING", "", 0.0)
 
 
 def pack(file: Path, config: RunConfig, extra: Iterable[Path], directory: Path) -> None:
@@ -247,7 +262,10 @@ def refuse_password(config: RunConfig) -> None:
     Raises:
         UserError: there is one.
     """
-    if any("@" in url for url in (config.replay.redis_url, *config.replay.shard_urls)):
+    if any(
+        "@" in url or "password" in url
+        for url in (config.replay.redis_url, *config.replay.shard_urls)
+    ):
         raise UserError(
             "replay.redis_url holds credentials, which everyone who sees the job could read.",
             "Write `redis_url: environment`, and set POSTERIORI_REDIS_URL on the cluster's nodes.",

@@ -34,6 +34,8 @@ def fill(client: redis.Redis, *runs: str) -> None:
     for run in runs:
         use(client, run)
         RedisAdapters(client, store_name(run)).publish(1, {"adapter_config.json": b"{}"})
+        assert RunRegistry(client, run).hold("somebody", 60.0) == "yours"
+        RunRegistry(client, run).release()
 
 
 def collect(url: str, *runs: str, really: bool = True) -> str:
@@ -46,7 +48,7 @@ def test_dead_runs_go_and_living_ones_stay(
     client: redis.Redis, redis_server: EmbeddedServer
 ) -> None:
     fill(client, "dead", "held", "beating", "other")
-    RunRegistry(client, "held").hold("me", 60.0)
+    RunRegistry(client, "held").hold("somebody", 60.0)
     RunRegistry(client, "beating").beat("learner", {})
     before = {run: keys_of(client, run) for run in ("dead", "held", "beating", "other")}
     client.set("somebody-else", "1")
@@ -71,6 +73,14 @@ def test_dead_runs_go_and_living_ones_stay(
     assert [remains.run for remains in survey(client)] == ["beating", "held"]
     assert keys_of(client, "held") == before["held"]
     assert client.get("somebody-else") == b"1"
+
+
+def test_a_shard_does_not_know_who_lives(client: redis.Redis, redis_server: EmbeddedServer) -> None:
+    use(client, "sharded")  # trajectories, and no registry that a driver ever held
+    assert "unknown" in collect(redis_server.url)
+    assert keys_of(client, "sharded") > 0
+    collect(redis_server.url, "sharded")
+    assert keys_of(client, "sharded") == 0
 
 
 def test_a_lease_ends_by_the_servers_clock(client: redis.Redis) -> None:

@@ -60,7 +60,7 @@ def replicated(tiny_lm_path: Path, run_folder: Path, live: RunRegistry) -> Itera
         patch.setattr(ray_host, "EngineReplica", Observed)
         settings = settings_for(tiny_lm_path, run_folder, ray=True, replicas=2, port=1)
         with served(settings, wait=False) as running:
-            until(lambda: ready(running) == (True, []), START_SECONDS)
+            until(lambda: ready(running) == (True, []), START_SECONDS, 0.5)
             yield running
 
 
@@ -105,7 +105,7 @@ def test_a_replica_dies_and_no_request_fails(replicated: Running, service: Runni
         found = [answer.result() for answer in asked]
     assert found == expected
     assert host_of(replicated).restarts > 0
-    until(lambda: ready(replicated)[1] != [])  # it says that one is missing, and is ready
+    until(lambda: ready(replicated)[1] != [], poll_seconds=0.2)  # it says that one is missing, and is ready
     (missing,) = ready(replicated)[1] or [""]
     assert ready(replicated)[0] and "1 of 2 replicas" in missing
 
@@ -149,7 +149,7 @@ def test_a_client_that_leaves_frees_the_replicas(replicated: Running) -> None:
         assert sum(ask_all(host, "jobs")) > 0
         stream.close()
     until(lambda: host.jobs == 0 and host.samples_in_flight == 0)
-    until(lambda: sum(ask_all(host, "jobs")) == 0)
+    until(lambda: sum(ask_all(host, "jobs")) == 0, poll_seconds=0.2)
     assert host.samples < 2000 * 10
 
 

@@ -47,7 +47,7 @@ EXCHANGE_SECONDS = 900.0
 LOOK_SECONDS = 10.0
 """A waiting process looks this often whether the others are still there."""
 
-STEP, PASS, END = b"step", b"pass", b"end"
+STEP, PASS, END = "step", "pass", "end"
 
 
 class Team:
@@ -85,7 +85,7 @@ class Team:
             port = listening.getsockname()[1]
         self.port = port
         with self._exchange("joining"):
-            self._store = dist.TCPStore(
+            self._store = dist.TCPStore(  # type: ignore[attr-defined]
                 host,
                 port,
                 size,
@@ -108,7 +108,7 @@ class Team:
                 self._wait(key, EXCHANGE_SECONDS)
             dist.init_process_group(
                 "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-                store=dist.PrefixStore("group", self._store),
+                store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=EXCHANGE_SECONDS),
@@ -180,7 +180,7 @@ class Team:
         if not self._in_step:
             self._order(PASS)
 
-    def _order(self, kind: bytes) -> None:
+    def _order(self, kind: str) -> None:
         with self._exchange("order"):
             self._store.set(f"order/{self._orders}", kind)
             # All have read an order once they have carried out the one behind it.
@@ -230,11 +230,11 @@ class Team:
                 self._add_up(policy, log_z)
                 _send_losses(losses, drawn)
 
-    def _next_order(self) -> bytes:
+    def _next_order(self) -> str:
         key = f"order/{self._orders}"
         with self._exchange("waiting for an order"):
             self._wait(key, math.inf)
-            order: bytes = self._store.get(key)
+            order: str = self._store.get(key).decode()
         self._orders += 1
         return order
 
@@ -342,19 +342,19 @@ def split_groups(
         size: ranks.
         together: all groups of an X to one rank, which then knows its entry of the log Z table.
     """
-    bundles: dict[object, list[int]] = {}
+    bundles: dict[tuple[str, str] | int, list[int]] = {}
     for g, group in enumerate(drawn):
-        key = (group[0].problem, group[0].prompt) if together else g
-        bundles.setdefault(key, []).append(g)
-    weights = {
-        key: sum(len(t) + 1 for g in members for t in drawn[g]) for key, members in bundles.items()
-    }
+        bundles.setdefault((group[0].problem, group[0].prompt) if together else g, []).append(g)
+    weighed = [
+        (sum(len(t) + 1 for g in members for t in drawn[g]), members)
+        for members in bundles.values()
+    ]
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0] * size
-    for key in sorted(bundles, key=lambda key: -weights[key]):
+    for weight, members in sorted(weighed, key=lambda item: -item[0]):
         rank = loads.index(min(loads))
-        shares[rank] += bundles[key]
-        loads[rank] += weights[key]
+        shares[rank] += members
+        loads[rank] += weight
     return [sorted(share) for share in shares]
 
 

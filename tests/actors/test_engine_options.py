@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +14,6 @@ from posteriori.config import RunConfig, parse
 from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
 from posteriori.placement import Room, asked, check_room
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(**sampling: Any) -> RunConfig:
@@ -79,24 +74,3 @@ def test_moves_left_for_other_processes_are_the_same(tmp_path: Path) -> None:
         found = table.masks([row], "cpu")[0].numpy()
         np.testing.assert_array_equal(found, moves.row(length, state))
     assert (table.moves.stop, table.moves.max_tokens) == (2, 5)
-
-
-@pytest.mark.vllm
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_an_engine_of_two_processes_equals_transformers(tmp_path: Path) -> None:
-    """Tensor parallelism on CPU: two processes, a constrained alphabet, an adapter on top.
-
-    In a process of its own: vLLM keeps one set of parallel groups a process.
-    """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.actors.two_processes", str(tmp_path)],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "largest gap" in done.stdout

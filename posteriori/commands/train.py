@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +27,7 @@ from posteriori.commands.report import RunSummary
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.commands.watch import UNDER_TRAINED_TV, Watch
 from posteriori.config import RunConfig
+from posteriori.errors import StorageUnreachable
 from posteriori.fitted_reward import FittedReward, store_name
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, Case, exact_cases
@@ -44,7 +45,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
         UserError: whatever would stop the run at its start.
     """
     _, problems = _validated(config)
-    console.print(run_file.dump(config), highlight=False, markup=False)
+    console.print(run_file.dump(_shown(config)), highlight=False, markup=False)
     for problem in problems:
         counts = [problem.moves(prompt).count() for prompt in problem.prompts[:PROMPTS_PER_PROBLEM]]
         oracle = "exact oracle" if max(counts) <= config.oracle_max_strings else "no oracle"
@@ -53,6 +54,18 @@ def dry_run(config: RunConfig, console: Console) -> None:
             f"{sum(map(len, problem.gold.values()))} gold Z, up to {max(counts):,} legal Z, {oracle}",
             highlight=False,
         )
+
+
+def _shown(config: RunConfig) -> RunConfig:
+    """The run file without credentials."""
+    from replay.address import without_password
+
+    replay = config.replay
+    shown = {
+        "redis_url": without_password(replay.redis_url),
+        "shard_urls": tuple(map(without_password, replay.shard_urls)),
+    }
+    return config.model_copy(update={"replay": replay.model_copy(update=shown)})
 
 
 def start(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -189,14 +202,16 @@ def _redis_url(
     replay = config.replay
     if replay.redis_url != "embedded":
         url = resolve(replay.redis_url)
-        refuse_open(connect(url), url)
+        for used in (url, *replay.shard_urls):
+            refuse_open(connect(used), used)
         yield url
         return
 
     def tell(kind: str, what: str) -> None:
         say(what)
         if kind == "storage_restarted":  # there is a registry to tell
-            RunRegistry(connect(server.url), config.run).event(kind, what)
+            with suppress(StorageUnreachable):  # unless it has died again
+                RunRegistry(connect(server.url), config.run).event(kind, what)
 
     server = EmbeddedServer(directory.redis, replay.capacity_bytes, replay.fsync)
     with server, kept_alive(server, tell):

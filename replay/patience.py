@@ -19,6 +19,10 @@ BACKOFF_CAP_SECONDS = 2.0
 QUIET_SECONDS = 0.5
 """A connection that was only idle too long is back within this: not worth a word."""
 
+CLUSTER_PAUSE_SECONDS = 0.25
+"""A client of a Redis Cluster goes by the number of retries (a negative one would be none at all) and
+pauses this long between them."""
+
 _HOPELESS = (
     redis.AuthenticationError,
     redis.exceptions.AuthorizationError,
@@ -48,7 +52,8 @@ class PatientRetry(Retry):
         self, address: str, patience_seconds: float, on_wait: Callable[[str], object] | None = None
     ) -> None:
         super().__init__(
-            ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS), -1
+            ExponentialWithJitterBackoff(cap=BACKOFF_CAP_SECONDS, base=BACKOFF_BASE_SECONDS),
+            max(10, int(patience_seconds / CLUSTER_PAUSE_SECONDS)),
         )
         self._address = address
         self._patience_seconds = patience_seconds

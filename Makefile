@@ -21,7 +21,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast test-openapi load chaos soak lint format doctor clean
+.PHONY: help setup demo test test-fast test-openapi load chaos soak lint audit format doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ lint: $(STAMP)  ## ruff and mypy
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(STAMP)  ## compare all pins with known advisories
+	$(BIN)/python requirements/audit $(BIN)/pip-audit
 
 doctor: $(STAMP)  ## check this machine and say what to do about each failure
 	$(BIN)/posteriori doctor

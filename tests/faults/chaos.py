@@ -34,6 +34,7 @@ import psutil
 
 from replay.server import EmbeddedServer, connect
 from tests.faults.accounts import acknowledged, check_versions, settle
+from tests.faults.plain_run import PlainRun
 from tests.faults.train_run import RUN, TrainRun, run_file
 from tests.tiny import write_tiny_lm
 
@@ -179,10 +180,12 @@ def apart(these: list[float], those: list[float]) -> float:
     return float(abs(one.mean() - two.mean()) / error)
 
 
-def undisturbed(directory: Path, model: Path, steps: int) -> tuple[list[float], list[float]]:
+def undisturbed(
+    kind: type[TrainRun], directory: Path, model: Path, steps: int
+) -> tuple[list[float], list[float]]:
     """Curves of the same run, left alone for as many steps."""
     directory.mkdir(parents=True)
-    run = TrainRun(directory, run_file(directory, model))
+    run = kind(directory, run_file(directory, model))
     run.start()
     try:
         run.until(lambda: run.step > 0, "the first step")
@@ -202,6 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument(
+        "--plain", action="store_true", help="without Ray: many more kills a minute"
+    )
     parser.add_argument("--skip-undisturbed", action="store_true", help="do not compare curves")
     options = parser.parse_args(arguments)
     options.directory.mkdir(parents=True)
@@ -209,7 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
     tally = Tally(options.seed)
     disturbed = options.directory / "disturbed"
     disturbed.mkdir()
-    run = TrainRun(disturbed, run_file(disturbed, model))
+    kind = PlainRun if options.plain else TrainRun
+    run = kind(disturbed, run_file(disturbed, model))
     run.start()
     try:
         run.until(lambda: len(run.sampling_actors()) > 0 and run.step > 0, "the run to work")
@@ -227,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     account(run, tally)
     if not options.skip_undisturbed and not tally.problems:
         tally.loss_alone, tally.tv_alone = undisturbed(
-            options.directory / "undisturbed", model, tally.steps
+            kind, options.directory / "undisturbed", model, tally.steps
         )
     result = summary(tally)
     (options.directory / "chaos.json").write_text(json.dumps(result, indent=1))

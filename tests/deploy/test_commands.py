@@ -134,6 +134,50 @@ def test_the_service_and_its_metrics(stack: Stack, tiny_lm_path: Path, tmp_path:
         assert secret.read_text() not in log.read_text()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_ray_service(stack: Stack, tiny_lm_path: Path, tmp_path: Path) -> None:
+    """What KubeRay's operator does: the serveConfigV2 of the manifest, given to Serve's own schema."""
+    content = yaml.safe_load(manifest("RayService")["spec"]["serveConfigV2"])
+    (application,) = content["applications"]
+    (port,) = free_ports(1)
+    application["args"] |= {
+        "model": str(tiny_lm_path),
+        "engine": "transformers",
+        "runs_directory": str(stack.runs),
+        "keys_file": str(stack.secrets / "api_keys"),
+    }
+    application["deployments"][0]["ray_actor_options"] = {"num_cpus": 1}
+    content |= {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(content))
+    environment = {**stack.environment, "RAY_DASHBOARD_ADDRESS": stack.dashboard}
+    serve = ("deploy", "--address", stack.dashboard, str(file))
+    done = subprocess.run(
+        ["serve", *serve], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    key = yaml.safe_load((stack.secrets / "api_keys").read_text())["admin"]["key"]
+    url, admin = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {key}"}
+
+    def ready() -> bool:
+        try:
+            return httpx.get(url + "/ready", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_until(ready, "the application")
+        content = run_file("any", tiny_lm_path)
+        asked = {"problem": content["problems"][0], "n": 4, "seed": 1}
+        assert httpx.post(url + "/v1/posterior/samples", json=asked).status_code == 401
+        answer = httpx.post(url + "/v1/posterior/samples", json=asked, headers=admin, timeout=60)
+        assert answer.status_code == 200 and len(answer.json()["samples"]) == 4, answer.text
+    finally:
+        down = ["serve", "shutdown", "--address", stack.dashboard, "--yes"]
+        subprocess.run(down, env=environment, capture_output=True, timeout=120, check=False)
+
+
 SRUN = """#!/bin/bash
 # Stands in for srun: runs the step here, after options that must be those of srun.
 name=localhost

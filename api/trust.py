@@ -7,6 +7,7 @@ from pathlib import Path
 from api.errors import ApiError, wrong
 from api.settings import ServeSettings
 from posteriori.config import GoldConfig, ProblemConfig, Prompts, RunConfig
+from replay.address import ENVIRONMENT, without_password
 
 MAX_DECLARED_TOKENS = 4096
 MAX_WORDS = 64
@@ -84,10 +85,11 @@ def checked_run(config: RunConfig, settings: ServeSettings) -> RunConfig:
     if not settings.allow_imports:
         if _other(config.model, settings) is not None:
             raise _refused("run_file.model", config.model)
-        if config.replay.redis_url != "embedded":
-            raise _refused("run_file.replay.redis_url", config.replay.redis_url)
-        if config.replay.shard_urls:
-            raise _refused("run_file.replay.shard_urls", config.replay.shard_urls[0])
+        replay = config.replay
+        if replay.redis_url not in ("embedded", ENVIRONMENT):  # the latter the operator has named
+            raise _refused("run_file.replay.redis_url", without_password(replay.redis_url))
+        if replay.shard_urls:
+            raise _refused("run_file.replay.shard_urls", without_password(replay.shard_urls[0]))
         if config.wandb:
             raise _refused("run_file.wandb", "true")
     return config.model_copy(

@@ -98,7 +98,13 @@ class RayPool:
         self._autoscale = (
             None
             if config.autoscale is None
-            else AutoscaleHook(config, registry, open_buffer(connect(redis_url), config))
+            else AutoscaleHook(
+                config,
+                registry,
+                open_buffer(
+                    connect(redis_url, patience_seconds=config.replay.deadline_seconds), config
+                ),
+            )
         )
 
     def scale(self, desired: int) -> None:

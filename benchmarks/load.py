@@ -43,7 +43,7 @@ from posteriori.seams import Prompt
 
 OUT = Path("docs/results/load.json")
 NAMES = ("Mia", "Ben", "Ana", "Tom", "Lea", "Max", "Eva", "Sam")
-PROBLEM = {
+PROBLEM: dict[str, Any] = {
     "name": "found",
     "kind": "infilling",
     "prompts": [{"x": f"{name} found a", "y": ". The wallet was full of money."} for name in NAMES],
@@ -231,8 +231,8 @@ def measure(
 def summary(tally: Tally, seconds: float) -> dict[str, float | int | None]:
     """Figures of a load; latencies in seconds, memory in MiB, its slope over the second half."""
     p50, p90, p99 = np.percentile(tally.seconds, [50, 90, 99]) if tally.seconds else [np.nan] * 3
-    half = tally.memory[len(tally.memory) // 2 :]
-    slope = float(np.polyfit(*np.array(half).T, 1)[0]) * 60 if len(half) > 2 else None
+    half = np.array(tally.memory[len(tally.memory) // 2 :])
+    slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 60 if len(half) > 2 else None
     return {
         "sent": tally.sent,
         "answered": tally.answered,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 10
 """What is in flight at Ctrl-C may take this long to finish."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx: 5 s): else it is closed under a request on its way."""
 
 
 def serve(settings: ServeSettings, console: Console) -> None:
@@ -44,6 +46,7 @@ def serve(settings: ServeSettings, console: Console) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         # uvicorn passes Ctrl-C on once everything has ended as it should.

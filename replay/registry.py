@@ -244,9 +244,7 @@ class RunRegistry:
     def event(self, kind: str, message: str, **fields: Plain) -> str | None:
         """Append an event; return its id, None if it was dropped."""
         entry = {"kind": kind, "message": message, "fields": msgpack.packb(fields)}
-        with _dropped_without_room(f"The event {message!r}"):
-            return self._append("events", entry, EVENTS_KEPT)
-        return None
+        return self._append("events", entry, EVENTS_KEPT, f"The event {message!r}")
 
     def events(self, after_id: str = BEGINNING, limit: int = 1000) -> list[Event]:
         """Up to ``limit`` events after an id, oldest first."""
@@ -265,9 +263,7 @@ class RunRegistry:
         """Append the metrics of a learner step; return the row's id, None if it was dropped."""
         values = {name: float(value) for name, value in metrics.items()}
         entry = {"step": str(step), "metrics": msgpack.packb(values)}
-        with _dropped_without_room(f"The metrics of step {step}"):
-            return self._append("metrics", entry, METRICS_KEPT)
-        return None
+        return self._append("metrics", entry, METRICS_KEPT, f"The metrics of step {step}")
 
     def history(self, after_id: str = BEGINNING, limit: int = METRICS_KEPT) -> list[MetricsRow]:
         """Up to ``limit`` rows after an id, oldest first."""
@@ -288,12 +284,16 @@ class RunRegistry:
     def _key(self, name: str) -> str:
         return f"{self._namespace}:{name}"
 
-    def _append(self, stream: str, entry: dict[str, Any], kept: int) -> str:
-        with storage_errors(self._client):
-            id_ = self._client.xadd(
-                self._key(stream), cast(dict[Any, Any], entry), maxlen=kept, approximate=True
+    def _append(self, stream: str, entry: dict[str, Any], kept: int, what: str) -> str | None:
+        id_: bytes | None = None
+        with _dropped_without_room(what), storage_errors(self._client):
+            id_ = cast(
+                bytes,
+                self._client.xadd(
+                    self._key(stream), cast(dict[Any, Any], entry), maxlen=kept, approximate=True
+                ),
             )
-        return cast(bytes, id_).decode()
+        return None if id_ is None else id_.decode()
 
     def _read(
         self, stream: str, after_id: str, limit: int

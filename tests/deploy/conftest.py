@@ -22,12 +22,18 @@ STARTS_SECONDS = 240.0
 """On a machine that does much else besides."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, log: Path | None = None) -> None:
-    """Poll a condition; fail with the end of a log."""
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    log: Path | None = None,
+    process: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Poll a condition; fail with the end of a log, at once where the process has ended."""
     deadline = time.monotonic() + STARTS_SECONDS
     while not condition():
         tail = log.read_text(errors="replace")[-3000:] if log is not None else ""
         assert time.monotonic() < deadline, f"{what} did not come true: {tail}"
+        assert process is None or process.poll() is None, f"{what}: its process has ended: {tail}"
         time.sleep(0.25)
 
 

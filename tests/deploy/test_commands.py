@@ -50,7 +50,7 @@ def test_redis_of_the_cluster(tmp_path: Path) -> None:
             except redis.ConnectionError:
                 return False
 
-        wait_until(answers, "Redis", tmp_path / "log")
+        wait_until(answers, "Redis", tmp_path / "log", process)
         client.set("acknowledged", "1")
         settings = client.config_get()
         assert settings["appendonly"] == "yes" and settings["maxmemory-policy"] == "noeviction"
@@ -63,8 +63,8 @@ def test_redis_of_the_cluster(tmp_path: Path) -> None:
             subprocess.run(test, env=environment, check=True, timeout=30)
             wrong = machine_environment(REDIS_PASSWORD="wrong")
             assert subprocess.run(test, env=wrong, check=False, timeout=30).returncode != 0
-    with running(command, environment, tmp_path / "log"):
-        wait_until(answers, "Redis once more", tmp_path / "log")
+    with running(command, environment, tmp_path / "log") as process:
+        wait_until(answers, "Redis once more", tmp_path / "log", process)
         assert client.get("acknowledged") == b"1"
 
 
@@ -102,7 +102,7 @@ def test_the_service_and_its_metrics(stack: Stack, tiny_lm_path: Path, tmp_path:
     url = f"http://127.0.0.1:{port}"
     keys = yaml.safe_load((stack.secrets / "api_keys").read_text())
     log = tmp_path / "log"
-    with running(fitted(command, changes), stack.environment, log):
+    with running(fitted(command, changes), stack.environment, log) as process:
 
         def healthy() -> bool:
             try:
@@ -110,7 +110,7 @@ def test_the_service_and_its_metrics(stack: Stack, tiny_lm_path: Path, tmp_path:
             except httpx.HTTPError:
                 return False
 
-        wait_until(healthy, "the service", log)
+        wait_until(healthy, "the service", log, process)
         content = run_file("any", tiny_lm_path)
         asked = {"problem": content["problems"][0], "n": 8, "seed": 1}  # type: ignore[index]
         assert httpx.post(url + "/v1/posterior/samples", json=asked).status_code == 401

@@ -55,7 +55,7 @@ def run_file(directory: Path, model: Path, **sections: dict[str, Any]) -> Path:
         "sampling": {
             "engine": "transformers", "actors": 2, "group_size": GROUP, "groups_in_flight": 4,
         },
-        "replay": {"deadline_seconds": 60, "slack_trajectories": 512},
+        "replay": {"deadline_seconds": 600, "slack_trajectories": 512},
         "learner": {
             "steps": 1_000_000, "prompts_per_step": 1, "trajectories_per_prompt": 32,
             "learning_rate": 0.002, "decay": "constant", "lora_rank": 8, "publish_every_steps": 2,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunsplit
@@ -33,7 +33,10 @@ URL_VARIABLE = "POSTERIORI_REDIS_URL"
 PASSWORD_VARIABLE = "POSTERIORI_REDIS_PASSWORD"
 PASSWORD_FILE_VARIABLE = "POSTERIORI_REDIS_PASSWORD_FILE"
 DEFAULT_SENTINEL_PORT = 26379
-FORMS = "`embedded`, `environment`, redis://HOST:PORT/0, rediss://…, unix:///PATH"
+FORMS = (
+    "`embedded`, `environment`, redis://HOST:PORT/0, rediss://…, unix:///PATH, "
+    "redis+sentinel://HOST:PORT/SERVICE or redis+cluster://HOST:PORT"
+)
 
 
 def resolve(redis_url: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -141,7 +144,8 @@ def _behind_sentinels(
         if name.startswith("sentinel_")
     }
     rest = {name: v[-1] for name, v in query.items() if not name.startswith("sentinel_")}
-    parsed = parse_url(f"{'rediss' if tls else 'redis'}://localhost/?{urlencode(rest)}")
+    parse: Callable[[str], Any] = parse_url
+    parsed = parse(f"{'rediss' if tls else 'redis'}://localhost/?{urlencode(rest)}")
     ours = ("host", "port", "db", "connection_class")
     common: dict[str, Any] = {k: v for k, v in parsed.items() if k not in ours}
     if tls:
@@ -151,8 +155,9 @@ def _behind_sentinels(
         for host, _, port in (item.rpartition(":") for item in _with_ports(hosts))
     ]
     timeouts = {k: v for k, v in options.items() if k.startswith("socket_")}
-    found = Sentinel(sentinels, sentinel_kwargs={**common, **timeouts, **of_sentinels})
-    return found.master_for(
+    watched: Callable[..., Any] = Sentinel
+    found = watched(sentinels, sentinel_kwargs={**common, **timeouts, **of_sentinels})
+    client: redis.Redis = found.master_for(
         service,
         db=int(database or 0),
         username=unquote(user) or None,
@@ -161,6 +166,7 @@ def _behind_sentinels(
         **common,
         **options,
     )
+    return client
 
 
 def _with_ports(hosts: str) -> list[str]:

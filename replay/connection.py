@@ -6,10 +6,12 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
 from posteriori.errors import StorageFull, StorageUnreachable, UserError
 from replay import address
@@ -100,14 +102,17 @@ def connect(
 
 def address_of(client: redis.Redis) -> str:
     """Where a client connects to, without credentials."""
-    if isinstance(client, redis.RedisCluster):
-        node = client.get_default_node()
+    found: object = (
+        client  # a client of a cluster has the commands of one server, and no common type
+    )
+    if isinstance(found, redis.RedisCluster):
+        nodes: Any = found
+        node = nodes.get_default_node()
         return f"redis+cluster://{node.host}:{node.port}"
-    options = client.connection_pool.connection_kwargs
-    if (
-        "connection_pool" in options
-    ):  # behind Sentinels the address may change with every connection
-        return f"redis+sentinel://{client.connection_pool.service_name}"
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):  # the address may change with every connection
+        return f"redis+sentinel://{pool.service_name}"
+    options = pool.connection_kwargs
     if "path" in options:
         return f"unix://{options['path']}"
     return f"redis://{options.get('host')}:{options.get('port')}/{options.get('db', 0)}"

@@ -111,6 +111,6 @@ def _collect(
         if not live:
             # The reward's adapters may lie in another slot of a cluster: not in this script.
             for key in set(keys) - set(own):
-                deleted += cast(int, client.unlink(key))
+                deleted += client.unlink(key)
     seconds = float(silent)
     return int(deleted), bool(live), None if seconds < 0 else seconds, bool(known)

@@ -123,7 +123,7 @@ class RunRegistry:
         Returns:
             ``yours``, ``held`` by a living owner, or ``left`` by a dead one.
         """
-        arguments = [owner, round(lease_seconds * 1000)]
+        arguments: list[str | int] = [owner, round(lease_seconds * 1000)]
         with storage_errors(self._client):
             found = cast(bytes, self._hold(keys=[self._namespace], args=arguments))
         return cast(Literal["yours", "held", "left"], found.decode())

@@ -13,18 +13,18 @@ from tests.faults import chaos, soak
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_minute_of_chaos(tmp_path: Path) -> None:
-    """May be lost: what each kill may cost (docs/faults.md). The long form also compares the curves."""
+def test_half_a_minute_of_chaos(tmp_path: Path) -> None:
+    """May be lost: what each kill may cost (docs/faults.md). Without Ray, which test_processes.py harms;
+    the long form also compares the curves."""
     directory = tmp_path / "chaos"
     code = chaos.main(
-        f"--seconds 40 --kills 4 --seed 3 --skip-undisturbed --directory {directory}".split()
+        f"--plain --seconds 30 --kills 6 --seed 3 --skip-undisturbed --directory {directory}".split()
     )
     result = json.loads((directory / "chaos.json").read_text())
     assert code == 0, result["problems"]
-    assert sum(result["kills"].values()) >= 4
+    assert sum(result["kills"].values()) >= 6
     assert result["inside"] >= 1
     assert result["acknowledged"] > 500 and result["missing"] == 0
 

@@ -55,15 +55,16 @@ def growth(seconds: NDArray[np.float64], resident: NDArray[np.float64]) -> Growt
     """Least squares on block means.
 
     Args:
-        seconds: of the samples, ascending, [n], n ≥ 2 · BLOCKS.
+        seconds: of the samples, ascending, [n], n ≥ 3.
         resident: bytes, [n].
     """
-    x = np.asarray([block.mean() for block in np.array_split(seconds, BLOCKS)])
-    y = np.asarray([block.mean() for block in np.array_split(resident, BLOCKS)])
+    blocks = min(BLOCKS, len(seconds))
+    x = np.asarray([block.mean() for block in np.array_split(seconds, blocks)])
+    y = np.asarray([block.mean() for block in np.array_split(resident, blocks)])
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     residuals = y - y.mean() - slope * centred
-    error = float(np.sqrt(residuals @ residuals / (BLOCKS - 2) / (centred @ centred)))
+    error = float(np.sqrt(residuals @ residuals / (blocks - 2) / (centred @ centred)))
     return Growth(float(resident.mean()), 3600 * slope, 3600 * error)
 
 
@@ -103,7 +104,7 @@ def watch(run: TrainRun, seconds: float) -> dict[str, Growth]:
     while (now := time.monotonic() - began) < seconds:
         run.check_alive()
         rows.append((now, sample(run)))
-        time.sleep(SAMPLE_SECONDS)
+        time.sleep(min(SAMPLE_SECONDS, seconds / (10 * BLOCKS)))
     rows = [row for row in rows if row[0] >= WARM_UP_SHARE * seconds]
     times = np.asarray([row[0] for row in rows])
     always = set.intersection(*(set(row[1]) for row in rows))

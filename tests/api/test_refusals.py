@@ -338,7 +338,7 @@ def test_every_key_of_a_declaration_was_looked_at() -> None:
     }
     assert set(RunConfig.model_fields) == {
         *("run", "model", "dtype", "seed", "output_directory", "oracle_max_strings", "wandb"),
-        *("problems", "sampling", "replay", "learner", "em"),
+        *("problems", "sampling", "replay", "learner", "em", "placement", "autoscale"),
     }
 
 

@@ -20,12 +20,17 @@ export function showPredictive(place, policy, base) {
       el(
         "div",
         { class: "body stack" },
-        el("div", { class: "actions" }, both.map(([name, tone]) => el("span", { class: `tone-${tone}` }, el("span", { class: "swatch" }), name)), el("span", { class: "hint" }, "whiskers: ± 2 standard errors")),
+        el("div", { class: "actions" }, both.map(([name, tone]) => el("span", { class: `tone-${tone}` }, el("span", { class: "swatch" }), name)), el("span", { class: "hint" }, "± one standard error; whiskers: two")),
         el("dl", { class: "answers" }, policy.answers.map((answer, i) => bars(answer, i, both, policy.best))),
       ),
     ),
-    panel("Predictive entropy, nats", null, el("div", { class: "body" }, el("dl", { class: "answers" }, both.map(entropy)))),
+    panel("Predictive entropy, nats", parts(), el("div", { class: "body" }, el("dl", { class: "answers" }, both.map(entropy)))),
   );
+}
+
+function parts() {
+  const kinds = [["within", "within chains"], ["between", "between chains (mutual information)"]];
+  return kinds.map(([kind, label]) => el("span", { class: `muted tone-${kind}` }, el("span", { class: "swatch" }), label));
 }
 
 function bars({ answer }, place, both, best) {
@@ -59,8 +64,8 @@ function entropy([name, tone, { entropy, within_entropy, mutual_information, ans
       el(
         "div",
         { class: "entropy", role: "img", "aria-label": `${decimal(entropy)} of at most ${decimal(most)} nats` },
-        part(within_entropy, "posterior", "within chains"),
-        part(mutual_information, "base", "between chains: mutual information"),
+        part(within_entropy, "within", "within chains"),
+        part(mutual_information, "between", "between chains: mutual information"),
       ),
     ),
     el("dd", { class: "number" }, `${decimal(entropy)} = ${decimal(within_entropy)} within + ${decimal(mutual_information)} between`),

@@ -32,7 +32,7 @@ export function question(problems, given, signal, on) {
   const x = el("div", { class: "stack" });
   const n = el("input", { id: "ask-n", type: "number", min: 1, max: MOST, value: 256, required: true, oninput: on.changed });
   const seed = el("input", { id: "ask-seed", type: "number", min: 0, placeholder: "drawn", oninput: on.changed });
-  const answers = el("textarea", { id: "ask-answers", rows: 3, spellcheck: "false", placeholder: "one a line, leading space included", oninput: on.changed });
+  const answers = el("textarea", { id: "ask-answers", rows: 4, spellcheck: "false", placeholder: "one a line, leading space included", oninput: on.changed });
   const hint = el("p", { class: "hint" });
   const how = el("div", { class: "stack" });
   const names = [...new Set(problems.map((p) => p.run))];

@@ -128,6 +128,10 @@ function summary(info, history) {
     ["Learner idle", percent(history.last("idle_ratio"), 0)],
     ["Actors idle", percent(history.last("actor_idle_ratio"), 0)],
   ];
+  if (info.buffer) {
+    const { trajectories, payload_bytes, capacity_bytes } = info.buffer;
+    figures.push(["Buffer", percent(payload_bytes / capacity_bytes), `${count(trajectories)} trajectories`]);
+  }
   return figures.map(([what, value, unit]) => el("div", {}, el("dt", {}, what), el("dd", {}, value, unit && el("small", {}, ` ${unit}`))));
 }
 

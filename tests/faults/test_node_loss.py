@@ -2,57 +2,86 @@
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from replay.server import EmbeddedServer, connect
 from tests.faults.accounts import acknowledged, check_versions, settle
 from tests.faults.instruments import ENVIRONMENT
-from tests.faults.train_run import RUN, TrainRun, run_file
+from tests.faults.train_run import ROOT, RUN, TrainRun, run_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without room for work; nodes are added by the test. Each is processes of its own."""
-    from ray.cluster_utils import Cluster
+class Nodes:
+    """The cluster of tests/faults/cluster_process.py: a head without room for work, and nodes to add."""
 
+    def __init__(self, notes: Path) -> None:
+        # Ray with an open port runs anybody's programs: a token of this test's own.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # Nodes inherit this, and workers from them.
+        environment = {**os.environ, **token, ENVIRONMENT: str(notes)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.cluster_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        self.driver_environment = {**token, "RAY_ADDRESS": self._answer()}
+
+    def tell(self, what: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline().strip()
+        assert answer, "the cluster has ended"
+        return answer
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
     (tmp_path / "notes").mkdir()
-    monkeypatch.setenv(
-        ENVIRONMENT, str(tmp_path / "notes")
-    )  # nodes inherit it, and workers from them
-    cluster = Cluster(
-        initialize_head=True,
-        connect=False,
-        head_node_args={"num_cpus": 0, "include_dashboard": False},
-    )
-    yield cluster
-    cluster.shutdown()
+    nodes = Nodes(tmp_path / "notes")
+    yield nodes
+    nodes.close()
 
 
 def test_work_moves_to_the_nodes_that_are_left(
-    cluster: Any, tiny_lm_path: Path, tmp_path: Path
+    nodes: Nodes, tiny_lm_path: Path, tmp_path: Path
 ) -> None:
     """May be lost: what was in flight on the node, and the learner's steps since its checkpoint if the
     learner was there. Where there is no room, the work waits for a node."""
-    node = cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
+    nodes.tell("add 2")
     run = TrainRun(tmp_path, run_file(tmp_path, tiny_lm_path, sampling={"actors": 1}))
-    run.environment["RAY_ADDRESS"] = cluster.address
+    run.environment |= nodes.driver_environment
     run.start()
     try:
         before = run.until(run.sampling_actors, "an actor to sample")
         run.advance(6)
         pid = run.learner_pid()
         # Both are on this node, and there is no other: its loss leaves nothing but driver and Redis.
-        cluster.remove_node(node, allow_graceful=False)
+        nodes.tell("remove")
         run.until(lambda: run.events("learner_died"), "the learner's death to be noticed")
-        cluster.add_node(num_cpus=2)
+        nodes.tell("add 2")
         run.until(lambda: set(run.sampling_actors()) - set(before), "an actor on the new node")
         run.until(lambda: run.learner_pid() not in (0, pid), "the learner on the new node")
         run.advance(4)

@@ -302,13 +302,14 @@ class _cluster_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         import aiohttp
         import requests
+        from ray.exceptions import AuthenticationError
 
         if isinstance(error, ConnectionError | requests.RequestException | aiohttp.ClientError):
             raise UserError(
                 f"No Ray dashboard answers at {self._address}: {_first_line(error)}",
                 "Check the address (`ray status` on the head says it) and that the head runs.",
             ) from error
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError | AuthenticationError):
             raise UserError(
                 f"The cluster at {self._address} refuses: {_first_line(error)}",
                 "If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes.",

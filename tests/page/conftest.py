@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["adapters", "client", "run_folder", "service"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WAIT_MILLISECONDS = 30_000
+WAIT_MILLISECONDS = 120_000
 
 
 @pytest.fixture(scope="session")

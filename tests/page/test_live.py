@@ -27,7 +27,7 @@ def test_curves_actors_events_and_wishes(
 ) -> None:
     with live_run(tiny_lm, tiny_lm_path, run_folder, adapters) as registry:
         registry.beat("learner", {"state": "learning", "step": 2.0, "version": 5.0})
-        registry.beat("actor-1", {"state": "sampling", "version": 3, "samples_per_second": 10.5})
+        registry.beat("actor-1", {"state": "sampling", "version": 3, "samples_per_second": 4.5})
         for step in (1, 2):
             registry.record(step, {"loss": 4.0 / step, "log_z/sharp": -2.0, "staleness": 1.0})
         registry.record(2, {"log_z_exact/sharp": -2.5, "tv/sharp": 0.25})
@@ -42,7 +42,7 @@ def test_curves_actors_events_and_wishes(
         stats = page.locator(".stats").inner_text()
         assert "0.250" in stats and "0.500" in stats  # TV, and |log Ẑ − log Z|
         row = page.get_by_role("row").filter(has_text="actor-1")
-        assert all(text in row.inner_text() for text in ("sampling", "3 (−2)", "10.5"))
+        assert all(text in row.inner_text() for text in ("sampling", "3 (−2)", "4.5"))
         look_for(page, page.get_by_role("log").get_by_text("Adapter version 5 after step 2."))
         before = loss.locator("canvas").evaluate("c => c.toDataURL()")
         registry.record(3, {"loss": 0.5})

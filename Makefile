@@ -50,8 +50,8 @@ test: $(STAMP)  ## all tests
 	$(PYTEST) --durations=15
 
 test-fast: export HF_HUB_OFFLINE ?= 1
-test-fast: $(STAMP)  ## tests without vLLM, Ray or long runs (under 3 minutes)
-	$(PYTEST) -m "not slow and not vllm and not ray and not gpu" --durations=10
+test-fast: $(STAMP)  ## tests without vLLM, Ray, browser, harm or long runs (under 3 minutes)
+	$(PYTEST) -m "not slow and not vllm and not ray and not faults and not page and not gpu" --durations=10
 
 test-openapi: $(STAMP)  ## thousands of requests made from the OpenAPI document (a few minutes)
 	HF_HUB_OFFLINE=1 POSTERIORI_OPENAPI_EXAMPLES=50 $(PYTEST) tests/api/test_openapi.py

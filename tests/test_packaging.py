@@ -294,7 +294,14 @@ def test_every_room_and_its_data_are_packaged() -> None:
 
 def test_markers_are_declared() -> None:
     markers = PROJECT["tool"]["pytest"]["ini_options"]["markers"]
-    assert {line.partition(":")[0] for line in markers} == {"vllm", "ray", "slow", "page", "gpu"}
+    assert {line.partition(":")[0] for line in markers} == {
+        "vllm",
+        "ray",
+        "slow",
+        "page",
+        "faults",
+        "gpu",
+    }
     assert "--strict-markers" in PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
 
 

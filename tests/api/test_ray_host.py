@@ -105,7 +105,9 @@ def test_a_replica_dies_and_no_request_fails(replicated: Running, service: Runni
         found = [answer.result() for answer in asked]
     assert found == expected
     assert host_of(replicated).restarts > 0
-    until(lambda: ready(replicated)[1] != [], poll_seconds=0.2)  # it says that one is missing, and is ready
+    until(
+        lambda: ready(replicated)[1] != [], poll_seconds=0.2
+    )  # it says that one is missing, and is ready
     (missing,) = ready(replicated)[1] or [""]
     assert ready(replicated)[0] and "1 of 2 replicas" in missing
 

@@ -140,6 +140,7 @@ def test_the_end_of_a_process_ends_the_step_with_its_cause(tiny_lm, tiny_lm_path
     options = {"prompts_per_step": 3, "steps": 4, "processes": 2}
     problem = tiny_problem(tiny_lm, contexts=CONTEXTS)
     with peer(tiny_lm_path, options) as (process, ports):
+
         def first_cause() -> str | None:
             return None if process.is_alive() else "learner process 2 died: out of memory"
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from posteriori import config as run_file
@@ -58,6 +59,7 @@ def test_watch_scale_sample_stop(page: Page, tiny_lm_path: Path, tmp_path: Path)
     )
     config = config.model_copy(update={"problems": config.problems[:1], "learner": learner})
     with serving(tiny_lm_path, folder, "transformers") as (url, _), Client(url) as client:
+        until(lambda: httpx.get(f"{url}/ready").status_code == 200, LONG_SECONDS, 0.5)
         page.goto(url)
         look_for(page, page.get_by_text("There are no runs in this folder yet."))
         with running(config, tmp_path):
@@ -73,6 +75,7 @@ def test_watch_scale_sample_stop(page: Page, tiny_lm_path: Path, tmp_path: Path)
         until(lambda: client.run("live").state == "stopped", LONG_SECONDS, 0.5)
         look_for(page, page.get_by_text("The run is not live"))
         assert page.get_by_role("button", name="Resume").is_enabled()
+        page.goto("about:blank")  # before the service ends, which it would complain of
 
 
 def _watched(page: Page) -> None:

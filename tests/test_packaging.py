@@ -221,7 +221,10 @@ def test_second_setup_installs_nothing_and_a_changed_pin_does(checkout: Path) ->
     [
         ("demo", "posteriori demo"),
         ("test", "python -m pytest --durations"),
-        ("test-fast", "python -m pytest -m not slow and not vllm and not ray and not gpu"),
+        (
+            "test-fast",
+            "python -m pytest -m not slow and not vllm and not ray and not faults and not page and not gpu",
+        ),
     ],
 )
 def test_each_target_alone_sets_up_and_runs(checkout: Path, target: str, command: str) -> None:

@@ -77,7 +77,13 @@ def host_of(running: Running) -> RayHost:
 
 
 def drawn(found: SamplesResponse) -> list[tuple[list[int], float]]:
-    return [(sample.tokens, round(sample.log_q, 3)) for sample in found.samples]
+    return [(sample.tokens, sample.log_q) for sample in found.samples]
+
+
+def same(ours: list[tuple[list[int], float]], theirs: list[tuple[list[int], float]]) -> bool:
+    """The same tokens; the sums of another batch may round log q otherwise."""
+    close = pytest.approx([log_q for _, log_q in theirs], abs=1e-3)
+    return [z for z, _ in ours] == [z for z, _ in theirs] and [q for _, q in ours] == close
 
 
 def draw(client: Client, k: int) -> list[tuple[list[int], float]]:
@@ -103,7 +109,7 @@ def test_a_replica_dies_and_no_request_fails(replicated: Running, service: Runni
         until(lambda: host_of(replicated).samples > before)
         os.kill(pids[0], signal.SIGKILL)
         found = [answer.result() for answer in asked]
-    assert found == expected
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
     assert host_of(replicated).restarts > 0
     until(
         lambda: ready(replicated)[1] != [], poll_seconds=0.2

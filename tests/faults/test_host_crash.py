@@ -63,7 +63,9 @@ def test_what_a_host_crash_costs(
     server = EmbeddedServer(tmp_path / "redis", capacity_bytes=2**26, fsync=fsync)
     with server:
         client = connect(server.url)
-        buffer, registry = RedisBuffer(client, "r", config()), RunRegistry(client, "r")
+        # A quick machine acknowledges thousands in that time, and none may be evicted.
+        roomy = config(capacity_per_prompt=10**6, capacity_bytes=2**25)
+        buffer, registry = RedisBuffer(client, "r", roomy), RunRegistry(client, "r")
         acknowledged: list[float] = []
         begin = time.monotonic()
         # Long enough for syncs to happen; under `everysec` until one is due.

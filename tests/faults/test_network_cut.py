@@ -139,7 +139,9 @@ def test_an_actor_that_is_cut_off_comes_back_with_the_newest_adapter(
     client = connect(redis_socket)
     store, buffer = RedisAdapters(client, RUN), RedisBuffer(client, RUN, config.replay)
     adapter = tmp_path / "adapter"
-    random_adapter(tiny_lm.model, adapter, rank=config.learner.lora_rank, scale=0.1, seed=1)
+    random_adapter(
+        tiny_lm.model, adapter, rank=config.learner.lora_rank, scale=0.1, seed=1
+    ).unload()
     files = {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file()}
 
     def publish(version: int) -> None:

@@ -99,8 +99,14 @@ class Team:
         """Wait until all processes are here, their policies on ``device``.
 
         Raises:
-            UserError: one did not come within ``EXCHANGE_SECONDS``.
+            UserError: one did not come within ``EXCHANGE_SECONDS``, or this process is in a group already.
         """
+        if dist.is_initialized():
+            raise UserError(
+                "This process belongs to a torch.distributed group already (a vLLM engine makes one), "
+                "so it cannot be one of a learner's processes.",
+                "Run the learner in a process without an engine, as `posteriori train` does.",
+            )
         here = [f"here/{rank}" for rank in range(self.size)]
         with self._exchange("joining"):
             self._store.set(here[self.rank], "yes")

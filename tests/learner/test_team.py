@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,19 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
+def in_its_own_process(function: Callable[[Path, Path], None], *paths: Path) -> None:
+    """As a learner's rank 0 is: where a vLLM engine lives, torch's one default group is the engine's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(function, *paths).result()
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tiny_lm, tiny_lm_path, tmp_path):
+def test_two_processes_give_the_numbers_of_one(tiny_lm_path, tmp_path):
+    in_its_own_process(_one_process_and_two, tiny_lm_path, tmp_path)
+
+
+def _one_process_and_two(tiny_lm_path: Path, tmp_path: Path) -> None:
+    tiny_lm = LanguageModel.load(str(tiny_lm_path))
     base = {"prompts_per_step": 3, "steps": 4, "warmup_steps": 0}
     jobs = [base | job | {"processes": 2} for job in JOBS]
     with peer(tiny_lm_path, *jobs) as (_, ports):
@@ -136,7 +148,12 @@ def test_two_processes_give_the_numbers_of_one(tiny_lm, tiny_lm_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_end_of_a_process_ends_the_step_with_its_cause(tiny_lm, tiny_lm_path, tmp_path):
+def test_the_end_of_a_process_ends_the_step_with_its_cause(tiny_lm_path, tmp_path):
+    in_its_own_process(_peer_killed, tiny_lm_path, tmp_path)
+
+
+def _peer_killed(tiny_lm_path: Path, tmp_path: Path) -> None:
+    tiny_lm = LanguageModel.load(str(tiny_lm_path))
     options = {"prompts_per_step": 3, "steps": 4, "processes": 2}
     problem = tiny_problem(tiny_lm, contexts=CONTEXTS)
     with peer(tiny_lm_path, options) as (process, ports):

@@ -21,7 +21,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-fast test-openapi load chaos soak lint audit format doctor clean
+.PHONY: help setup demo test test-fast test-openapi load bench chaos soak lint audit format doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ test-openapi: $(STAMP)  ## thousands of requests made from the OpenAPI document 
 
 load: $(STAMP)  ## 200 clients for a minute against a service on loopback
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.load
+
+bench: $(STAMP)  ## performance ratios, one after the other (docs/performance.md)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.performance
 
 chaos: SECONDS ?= 900
 chaos: KILLS ?= 30

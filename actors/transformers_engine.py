@@ -1,13 +1,13 @@
 """Sampling with transformers and PEFT, for platforms without vLLM and for fast tests.
 
 The running sequences of one adapter version form one batch over one KV cache. Prompts of different
-lengths are padded on the left; a request joins its batch after a prefill of its own and leaves it
-sequence by sequence.
+lengths are padded on the left; requests join their batch after a prefill, which those share whose
+prompts are equally long, and leave it sequence by sequence.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,9 @@ class TransformersEngine:
                 "Give a directory with config.json and weights, or an id that can be reached.",
             ) from cause
         self._model: Any = model.requires_grad_(False).to(device).eval()
+        # A second module tree around the same weights: the base LM is sampled without PEFT's layers.
         self._peft: Any = None
+        self._active = 0  # version that PEFT has switched on; switching walks the whole tree
         self._device = torch.device(device)
         context = int(model.config.get_text_config().max_position_embeddings)
         self._max_model_tokens = min(max_model_tokens or context, context)
@@ -155,10 +157,16 @@ class TransformersEngine:
         check_adapter(directory, self._max_rank)
         name = _adapter_name(version)
         try:
+            self._active = 0
             if self._peft is None:
                 config = LoraConfig.from_pretrained(str(directory))
+                shared = {
+                    id(tensor): tensor
+                    for tensor in (*self._model.parameters(), *self._model.buffers())
+                }
+                body = copy.deepcopy(self._model, memo=shared)
                 self._peft = PeftModel(
-                    self._model, config, adapter_name=name, autocast_adapter_dtype=False
+                    body, config, adapter_name=name, autocast_adapter_dtype=False
                 ).eval()
             loaded = self._peft.load_adapter(
                 str(directory),
@@ -195,12 +203,11 @@ class TransformersEngine:
     def _unload(self, name: str) -> None:
         if self._peft is None or name not in self._peft.peft_config:
             return
+        self._active = 0
         if len(self._peft.peft_config) > 1:
             self._peft.delete_adapter(name)
         else:
-            # PEFT cannot run without any adapter: back to the bare model.
-            self._peft.unload()
-            self._peft = None
+            self._peft = None  # PEFT cannot run without any adapter
 
     @property
     def adapter_versions(self) -> tuple[int, ...]:
@@ -253,8 +260,14 @@ class TransformersEngine:
         running = list(self._batches.items())
         for version, batch in running:
             self._decode(version, batch)
+        alike: dict[tuple[int, int], list[_Group]] = {}
         for group in self._pending:
-            self._prefill(group)
+            request = group.request
+            if not all(sequence.finished for sequence in group.sequences):
+                key = request.adapter_version, len(request.prompt_ids)
+                alike.setdefault(key, []).append(group)
+        for (version, _), groups in alike.items():
+            self._prefill(version, groups)
         self._pending.clear()
         finished = [
             group for group in self._groups.values() if all(s.finished for s in group.sequences)
@@ -281,37 +294,43 @@ class TransformersEngine:
 
     def _forward(self, version: int, **inputs: Any) -> torch.Tensor:
         """Logits at the last position, [R, vocabulary], under one adapter version."""
-        if self._peft is None:
-            outputs = self._model(**inputs, use_cache=True, logits_to_keep=1)
-        else:
-            if version:
-                self._peft.set_adapter(_adapter_name(version))
-            with nullcontext() if version else self._peft.disable_adapter():
-                outputs = self._peft(**inputs, use_cache=True, logits_to_keep=1)
-        logits: torch.Tensor = outputs.logits[:, -1]
+        model = self._model
+        if version:
+            model = self._peft
+            if version != self._active:
+                model.set_adapter(_adapter_name(version))
+                self._active = version
+        logits: torch.Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         return logits
 
-    def _prefill(self, group: _Group) -> None:
-        """Read the prompt once, draw the first move of every sample, join the version's batch."""
+    def _prefill(self, version: int, groups: list[_Group]) -> None:
+        """Read each prompt once, draw the first move of every sample, join the version's batch.
+
+        Args:
+            version: of all the groups.
+            groups: their prompts have one length.
+        """
         from transformers import DynamicCache
 
-        request = group.request
-        if all(sequence.finished for sequence in group.sequences):
-            return
         # Without the model's configuration the cache keeps every position, sliding windows
         # included: rows of different lengths can then share it, and the mask does the rest.
         cache = DynamicCache()
-        prompt = torch.tensor([[int(t) for t in request.prompt_ids]], device=self._device)
-        logits = self._forward(request.adapter_version, input_ids=prompt, past_key_values=cache)
-        self._draw(group.sequences, logits.expand(request.n, -1))
-        cache.batch_repeat_interleave(request.n)
-        padding = torch.zeros(request.n, dtype=torch.int64, device=self._device)
-        joining = _Batch(list(group.sequences), cache, padding)
-        rows = [row for row, s in enumerate(joining.sequences) if not s.finished]
-        if not rows:
+        prompts = {tuple(map(int, group.request.prompt_ids)): None for group in groups}
+        place = {prompt: row for row, prompt in enumerate(prompts)}
+        ids = torch.tensor(list(prompts), device=self._device)
+        logits = self._forward(version, input_ids=ids, past_key_values=cache)
+        sequences = [sequence for group in groups for sequence in group.sequences]
+        rows = [place[tuple(map(int, s.group.request.prompt_ids))] for s in sequences]
+        self._draw(sequences, logits[rows])
+        running = [k for k, sequence in enumerate(sequences) if not sequence.finished]
+        if not running:
             return
-        joining.keep(rows)
-        batch = self._batches.setdefault(request.adapter_version, joining)
+        index = torch.tensor([rows[k] for k in running], device=self._device)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+        padding = torch.zeros(len(running), dtype=torch.int64, device=self._device)
+        joining = _Batch([sequences[k] for k in running], cache, padding)
+        batch = self._batches.setdefault(version, joining)
         if batch is not joining:
             batch.join(joining)
 

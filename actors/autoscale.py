@@ -16,6 +16,9 @@ What keeps it from flapping, each with the failure it prevents:
 
 - a signal has to last ``hold_seconds``: one slow step is no trend;
 - after a change nothing happens for ``settle_seconds``: an engine that is still loading shows in no rate;
+- a lead that moved towards its bounds by ``RECOVERING`` within a settling time is left to go on: where each
+  actor brings little, the right number takes many settling times to make up for a wrong one, and would be
+  taken for wrong itself;
 - the largest number seen to be too few and the smallest seen to be too many are remembered, and the
   next number lies strictly between. When nothing lies between, the larger one stays: waiting actors cost
   less than a learner that waits. After ``MEMORY_SETTLES`` settling times a bound gives way by
@@ -35,6 +38,9 @@ LOW_LEAD = 0.1
 
 HIGH_LEAD = 0.8
 """Above, actors are about to wait."""
+
+RECOVERING = 0.02
+"""Of the slack, in a settling time; slower than this a bound is not reached within the controller's memory."""
 
 GROWTH = 2.0
 """Largest factor of a step while no bound is known: a thousand actors are ten steps away."""
@@ -98,6 +104,8 @@ class Autoscaler:
         self._pressure: Pressure = "fine"
         self._since_seconds = 0.0
         self._changed_seconds = -math.inf
+        self._looked: tuple[float, float] | None = None  # when, and at which lead
+        self._trend = 0.0
         self._wanted: int | None = None
         self._too_few: tuple[int, float] | None = None
         self._too_many: tuple[int, float] | None = None
@@ -114,7 +122,8 @@ class Autoscaler:
         desired = min(max(load.desired, config.min_actors), config.max_actors)
         if desired != self._wanted:
             # Somebody else asked, or this is the start: look at that number for a while.
-            return self._change(desired, now, "asked for")
+            return self._change(desired, load, "asked for")
+        self._look(load)
         pressure, why = self._read(load)
         if pressure != self._pressure:
             self._pressure, self._since_seconds = pressure, now
@@ -123,14 +132,28 @@ class Autoscaler:
         if pressure == "fine" or not settled or not held or load.alive < desired:
             return Decision(desired, why)
         target = self._next(desired, pressure, now)
-        return Decision(desired, why) if target == desired else self._change(target, now, why)
+        return Decision(desired, why) if target == desired else self._change(target, load, why)
+
+    def _look(self, load: Load) -> None:
+        """Keep how far the lead moved in the last settling time."""
+        if load.lead is None:
+            return
+        if self._looked is None:
+            self._looked = (load.now_seconds, load.lead)
+        elif load.now_seconds - self._looked[0] >= self._config.settle_seconds:
+            self._trend = load.lead - self._looked[1]
+            self._looked = (load.now_seconds, load.lead)
 
     def _read(self, load: Load) -> tuple[Pressure, str]:
         if load.lead is None:
             return "fine", "nothing drawn yet"
         if load.lead > HIGH_LEAD:
+            if self._trend < -RECOVERING:
+                return "fine", "the learner catches up"
             return "fewer", f"actors are {load.lead:.0%} of the slack ahead of the learner"
         if load.lead < LOW_LEAD:
+            if self._trend > RECOVERING:
+                return "fine", "the actors catch up"
             return "more", f"the learner is about to wait (lead {load.lead:.0%} of the slack)"
         age = load.staleness_versions
         if age is not None and age > self._staleness_target:
@@ -165,9 +188,12 @@ class Autoscaler:
             self._factor = min(GROWTH, self._factor**2)
         return min(max(target, least), most)
 
-    def _change(self, desired: int, now: float, why: str) -> Decision:
+    def _change(self, desired: int, load: Load, why: str) -> Decision:
+        now = load.now_seconds
         self._wanted, self._changed_seconds = desired, now
         self._pressure, self._since_seconds = "fine", now
+        self._looked = None if load.lead is None else (now, load.lead)
+        self._trend = 0.0
         return Decision(desired, why)
 
     def _keep(self, desired: int, now: float, why: str) -> Decision:

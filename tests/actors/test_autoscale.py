@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.autoscale import HIGH_LEAD, LOW_LEAD, MEMORY_SETTLES, Autoscaler, Load
@@ -40,6 +40,9 @@ def plant(rate: float, demand: float, seconds: float, start: int, **changes: Any
     enough=st.floats(0.3, 60.0),
     start=st.integers(1, 64),
 )
+@example(
+    rate=1.0, enough=49.926, start=51
+)  # the right number takes long to make up for a wrong one
 def test_a_steady_load_is_met_and_then_left_alone(rate: float, enough: float, start: int) -> None:
     memory = MEMORY_SETTLES * 60
     history = plant(rate, rate * enough, 3 * memory, start)

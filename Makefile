@@ -9,6 +9,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Two workers: engines, Ray, browser and faults in one (tests/conftest.py), all else in the other.
+BOTH_CORES := -n 2 --dist loadgroup
 
 # The stamp's name is a hash of all that decides what is installed, so an edit there reinstalls.
 INPUTS := pyproject.toml $(sort $(wildcard requirements/*))
@@ -47,11 +49,11 @@ demo: $(STAMP)  ## train two posteriors and compare them with exact ones (8 minu
 
 test: export HF_HUB_OFFLINE ?= 1
 test: $(STAMP)  ## all tests
-	$(PYTEST) --durations=15
+	$(PYTEST) $(BOTH_CORES) --durations=15
 
 test-fast: export HF_HUB_OFFLINE ?= 1
 test-fast: $(STAMP)  ## tests without vLLM, Ray, browser, harm or long runs (under 3 minutes)
-	$(PYTEST) -m "not slow and not vllm and not ray and not faults and not page and not gpu" --durations=10
+	$(PYTEST) -m "not slow and not vllm and not ray and not faults and not page and not gpu" $(BOTH_CORES) --durations=10
 
 test-openapi: $(STAMP)  ## thousands of requests made from the OpenAPI document (a few minutes)
 	HF_HUB_OFFLINE=1 POSTERIORI_OPENAPI_EXAMPLES=50 $(PYTEST) tests/api/test_openapi.py

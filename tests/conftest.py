@@ -21,6 +21,15 @@ from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 
+SHARE_THE_MACHINE = ("vllm", "ray", "faults", "page")
+"""Tests of these kinds run one at a time, in one process, which starts one engine for all of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.get_closest_marker(kind) for kind in SHARE_THE_MACHINE):
+            item.add_marker(pytest.mark.xdist_group("machine"))
+
 
 @pytest.fixture(scope="session")
 def tiny_lm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:

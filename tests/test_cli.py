@@ -92,6 +92,7 @@ def test_mistakes_are_found_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_redis_that_does_not_answer(run: Any) -> None:
     status, _, errors = run("train", "FILE", replay={"redis_url": "redis://:secret@127.0.0.1:1/0"})
     assert status == 2
@@ -99,6 +100,7 @@ def test_redis_that_does_not_answer(run: Any) -> None:
     assert "secret" not in errors
 
 
+@pytest.mark.slow
 def test_output_directory_that_cannot_be_written(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, _, errors = run("train", "FILE", output_directory=str(tmp_path / "file" / "below"))
@@ -145,6 +147,7 @@ def test_a_run_is_not_continued_as_another_one(
     assert "`problems` is not what the run" in errors
 
 
+@pytest.mark.slow
 def test_doctor_reports_as_json(run: Any) -> None:
     status, output, _ = run("doctor", "--json")
     checks = json.loads(output)

@@ -32,6 +32,7 @@ from tests.deploy.files import (
 HISTOGRAM = re.compile(r"_(bucket|count|sum)$")
 
 
+@pytest.mark.slow
 def test_redis_of_the_cluster(tmp_path: Path) -> None:
     (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
     (port,) = free_ports(1)

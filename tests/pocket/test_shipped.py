@@ -7,6 +7,7 @@ import math
 from itertools import islice
 
 import numpy as np
+import pytest
 
 from posteriori.pocket import WEIGHTS
 from posteriori.pocket.corpus import documents
@@ -33,6 +34,7 @@ def test_size_and_shape(pocket: Pocket) -> None:
     assert model.config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_perplexity_is_low_and_below_a_5_gram(pocket: Pocket) -> None:
     model, tokenizer = pocket
     texts = [document.text for document in islice(documents(700_001), 150)]

@@ -7,6 +7,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from posteriori.pocket.corpus import GENRES, documents
@@ -66,6 +67,7 @@ def test_digits_and_signs(tokenizer: PreTrainedTokenizerBase) -> None:
         assert len(_ids(tokenizer, mark)) == len(_ids(tokenizer, f" {mark}")) == 1
 
 
+@pytest.mark.slow
 def test_training_it_again_gives_the_shipped_files(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests.replay.build import config, trajectory
 RATES = st.sampled_from([0.01, 0.1, 0.3, 1.0, 1.7, 4.0, 30.0])
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(
     max_examples=60,

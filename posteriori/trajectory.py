@@ -20,6 +20,8 @@ WIRE_VERSION = 1
 
 Float32Array = NDArray[np.float32]
 
+_CHECKED = ("action", "log_q", "log_q_stop", "log_reward", "stop_legal")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
@@ -79,18 +81,14 @@ class Trajectory:
             CorruptPayload: names the producer and the first thing that is wrong.
         """
         n = len(self.tokens)
-        lengths = {
-            "action": n,
-            "log_q": n,
-            "log_q_stop": n + 1,
-            "log_reward": n + 1,
-            "stop_legal": n + 1,
-        }
-        for name, expected in lengths.items():
+        lengths = (n, n, n + 1, n + 1, n + 1)
+        for name, expected in zip(_CHECKED, lengths, strict=True):
             shape = getattr(self, name).shape
             if shape != (expected,):
                 raise self._corrupt(f"{name} has shape {shape}, expected ({expected},)")
-        if np.isnan(self.log_q).any() or np.isnan(self.log_q_stop).any():
+        # A minimum is NaN where an entry is: one pass and no array between, for every trajectory that enters
+        # or leaves a buffer.
+        if np.isnan(np.minimum.reduce(self.log_q, initial=0.0) + self.log_q_stop.min()):
             raise self._corrupt("log q is NaN")
         if not np.isfinite(self.log_reward[self.stop_legal]).all():
             raise self._corrupt("log R is not finite at a prefix where stopping is legal")
@@ -112,7 +110,12 @@ _DTYPES = {
     "log_reward": np.dtype("<f4"),
     "stop_legal": np.dtype("?"),
 }
-_SCALARS = [f.name for f in fields(Trajectory) if f.name not in _DTYPES]
+_SCALARS = {
+    f.name: int if f.name.endswith("_version") else str
+    for f in fields(Trajectory)
+    if f.name not in _DTYPES
+}
+_ARRAYS = tuple((name, dtype, dtype.itemsize) for name, dtype in _DTYPES.items())
 
 
 def encode(trajectory: Trajectory) -> bytes:
@@ -141,15 +144,15 @@ def decode(payload: bytes) -> Trajectory:
         raise CorruptPayload(
             f"Trajectory of wire version {version!r}, expected {WIRE_VERSION}.", fix
         )
-    values = dict(zip(_SCALARS, rest, strict=False))
-    for (name, dtype), raw in zip(_DTYPES.items(), rest[len(_SCALARS) :], strict=True):
-        if not isinstance(raw, bytes) or len(raw) % dtype.itemsize:
+    values: dict[str, Any] = {}
+    for (name, expected), value in zip(_SCALARS.items(), rest, strict=False):
+        if not isinstance(value, expected):
+            raise CorruptPayload(f"Trajectory field {name} is {value!r}.", fix)
+        values[name] = value
+    for (name, dtype, item_bytes), raw in zip(_ARRAYS, rest[len(_SCALARS) :], strict=True):
+        if not isinstance(raw, bytes) or len(raw) % item_bytes:
             raise CorruptPayload(f"Trajectory field {name} is not a {dtype} array.", fix)
         values[name] = np.frombuffer(raw, dtype=dtype)
-    for name in _SCALARS:
-        expected = int if name.endswith("_version") else str
-        if not isinstance(values[name], expected):
-            raise CorruptPayload(f"Trajectory field {name} is {values[name]!r}.", fix)
     trajectory = Trajectory(**values)
     trajectory.check()
     return trajectory

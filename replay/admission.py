@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from posteriori.config import ReplayConfig
 from posteriori.errors import CorruptPayload, ProducerQuarantined, StorageFull
@@ -25,6 +26,7 @@ def trajectory_id(trajectory: Trajectory) -> str:
     return prompt_key(trajectory.problem, trajectory.prompt) + trajectory.digest
 
 
+@lru_cache(maxsize=65_536)
 def prompt_key(problem: str, prompt: str) -> str:
     """16 hexadecimal characters that stand for a prompt of a problem in the index."""
     return hashlib.blake2b(f"{problem}\0{prompt}".encode(), digest_size=8).hexdigest()

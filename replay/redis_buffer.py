@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import redis
 
@@ -22,7 +24,11 @@ from replay.admission import (
 )
 from replay.connection import storage_errors
 from replay.limits import Flow, why_draw_waits, why_insert_waits
+from replay.near_duplicates import NearDuplicates, Tokens
 from replay.scripts import load_script
+
+PROMPT_CHARACTERS = 16
+"""Of an id, see ``trajectory_id``."""
 
 
 class RedisBuffer:
@@ -59,6 +65,7 @@ class RedisBuffer:
         self._discard = load_script(client, "common", "discard")
         self._stats = load_script(client, "common", "stats")
         self._drop_rewards = load_script(client, "common", "drop_rewards")
+        self._near = NearDuplicates(config.near_duplicate_tolerance, self._stored_tokens)
 
     def insert(self, trajectories: Sequence[Trajectory]) -> InsertReceipt:
         """Store trajectories, or say why to wait (limiter, memory).
@@ -74,23 +81,24 @@ class RedisBuffer:
         """
         if not trajectories:
             return InsertReceipt()
+        payloads = [checked_payload(trajectory) for trajectory in trajectories]
+        incoming_bytes = sum(map(len, payloads)) + INDEX_BYTES_PER_TRAJECTORY * len(payloads)
+        refuse_oversized(incoming_bytes, self.config)
+        ids = [trajectory_id(trajectory) for trajectory in trajectories]
         encoded: list[bytes | str | int] = []
-        incoming_bytes = 0
-        for trajectory in trajectories:
-            payload = checked_payload(trajectory)
-            incoming_bytes += len(payload) + INDEX_BYTES_PER_TRAJECTORY
+        for trajectory, id_, payload, near in zip(
+            trajectories, ids, payloads, self._near_duplicates(ids, trajectories), strict=True
+        ):
+            ageless = trajectory.behaviour in AGELESS_BEHAVIOURS
             encoded += [
-                trajectory_id(trajectory),
-                "arrival"
-                if trajectory.behaviour in AGELESS_BEHAVIOURS
-                else trajectory.adapter_version,
+                id_,
+                "arrival" if ageless else trajectory.adapter_version,
                 trajectory.reward_version,
                 repr(trajectory.terminal_log_reward),
                 trajectory.actor,
-                trajectory.tokens.astype("<i4").tobytes(),
+                "".join(near),
                 payload,
             ]
-        refuse_oversized(incoming_bytes, self.config)
         try:
             return self._insert_within(self.config.capacity_bytes, encoded)
         except StorageFull as full:
@@ -133,14 +141,17 @@ class RedisBuffer:
                 reason = why_draw_waits(Flow(*reply), config, prompts * per_prompt)
                 assert reason is not None, "draw.lua and limits.py disagree"
                 return Draw([], reason, tuple(rejected))
-            drawn: list[Trajectory] = []
+            readable: dict[bytes, Trajectory] = {}  # a draw is with replacement: each is read once
             unreadable: dict[bytes, str] = {}
             for id_, payload in zip(reply[::2], reply[1::2], strict=True):
+                if id_ in readable:
+                    continue
                 try:
-                    drawn.append(stored_payload(id_, payload))
+                    readable[id_] = stored_payload(id_, payload)
                 except CorruptPayload as cause:
                     unreadable[id_] = cause.problem
             if not unreadable:
+                drawn = [readable[id_] for id_ in reply[::2]]
                 groups = [
                     drawn[start : start + per_prompt] for start in range(0, len(drawn), per_prompt)
                 ]
@@ -214,7 +225,6 @@ class RedisBuffer:
                     config.samples_per_insert,
                     config.slack_trajectories,
                     config.max_staleness_versions,
-                    config.near_duplicate_tolerance,
                     *encoded,
                 ],
             )
@@ -227,6 +237,37 @@ class RedisBuffer:
             return InsertReceipt(wait=reason)
         inserted, merged, dropped, evicted = reply
         return InsertReceipt(inserted, merged, dropped, evicted)
+
+    def _near_duplicates(
+        self, ids: Sequence[str], trajectories: Sequence[Trajectory]
+    ) -> list[list[str]]:
+        """Ids near each of them; none where they are not looked for."""
+        found: list[list[str]] = [[] for _ in ids]
+        if self.config.near_duplicate_tolerance == 0:
+            return found
+        places = defaultdict(list)
+        for place, id_ in enumerate(ids):
+            places[id_[:PROMPT_CHARACTERS]].append(place)
+        for prompt, those in places.items():
+            with storage_errors(self._client):
+                reply = self._client.zrange(f"{self._namespace}:age:{prompt}", 0, -1)
+            stored = [id_.decode() for id_ in cast(list[bytes], reply)]
+            offered = [(ids[k], trajectories[k].tokens) for k in those]
+            for place, near in zip(those, self._near.find(offered, stored), strict=True):
+                found[place] = near
+        return found
+
+    def _stored_tokens(self, ids: Sequence[str]) -> dict[str, Tokens]:
+        """Tokens of those that are stored and can be read."""
+        with storage_errors(self._client):
+            payloads = self._client.hmget(f"{self._namespace}:payloads", list(ids))
+        tokens = {}
+        for id_, payload in zip(ids, cast(list[bytes | None], payloads), strict=True):
+            try:
+                tokens[id_] = stored_payload(id_.encode(), payload).tokens
+            except CorruptPayload:
+                continue  # the next draw that meets it removes it
+        return tokens
 
     def _seed(self) -> int:
         """For Lua's generator: the server's own state never enters a draw."""

@@ -3,14 +3,18 @@
 -- ARGV: trajectories to take off the count of drawn ones, then ids.
 -- Reply: of each one removed, who produced it.
 
-local producers = {}
+local producers, refused, freed = {}, {}, 0
 for i = 2, #ARGV do
-  if redis.call('ZSCORE', AGE, ARGV[i]) then
-    local _, _, producer = struct.unpack(META_FORMAT, redis.call('HGET', META, ARGV[i]))
+  local meta = redis.call('HGET', META, ARGV[i])
+  if meta then
+    local _, _, producer = struct.unpack(META_FORMAT, meta)
     producers[#producers + 1] = producer
-    remove(ARGV[i])
+    refused[#refused + 1] = ARGV[i]
+    freed = freed + charge_of(ARGV[i])
   end
 end
+remove_all(refused)
+count('held_bytes', -freed)
 count('corrupt', #producers)
 count('drawn', -tonumber(ARGV[1]))
 return producers

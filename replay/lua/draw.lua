@@ -71,7 +71,7 @@ local function prioritised(prompt, wanted)
       clock = rebase(prompt)
     else
       clock.time = time
-      arm(prompt, id, log_reward_of(id), clock)
+      redis.call('ZADD', key, firing(log_reward_of(id), clock), id)
       ids[#ids + 1] = id
     end
   end
@@ -104,9 +104,9 @@ for group = 1, groups do
     uniform(prompt, group_size - from_recent - from_best),
   }
   for _, ids in ipairs(drawn) do
-    for _, id in ipairs(ids) do
-      reply[#reply + 1] = id
-      reply[#reply + 1] = redis.call('HGET', PAYLOADS, id)
+    for i, payload in ipairs(values_of(PAYLOADS, ids)) do
+      reply[#reply + 1] = ids[i]
+      reply[#reply + 1] = payload
     end
   end
 end

@@ -2,13 +2,16 @@
 --
 -- ARGV: version. Reply: number removed.
 
-local removed = 0
-for _, id in ipairs(redis.call('ZRANGE', AGE, 0, -1)) do
-  local _, reward_version = struct.unpack('<dI4', redis.call('HGET', META, id))
+local ids = redis.call('ZRANGE', AGE, 0, -1)
+local void, freed = {}, 0
+for i, meta in ipairs(values_of(META, ids)) do
+  local _, reward_version = struct.unpack('<dI4', meta)
   if reward_version < tonumber(ARGV[1]) then
-    remove(id)
-    removed = removed + 1
+    void[#void + 1] = ids[i]
+    freed = freed + charge_of(ids[i])
   end
 end
-count('evicted', removed)
-return removed
+remove_all(void)
+count('held_bytes', -freed)
+count('evicted', #void)
+return #void

@@ -3,12 +3,13 @@
 -- ARGV: bytes to free at least, largest version that may go. Reply: bytes freed, number removed.
 
 local wanted, newest = tonumber(ARGV[1]), tonumber(ARGV[2])
-local before, removed = counter('held_bytes'), 0
-while before - counter('held_bytes') < wanted do
-  local id = redis.call('ZRANGE', AGE, 0, 0)[1]
-  if not id or version_of(id) > newest then break end
-  remove(id)
-  removed = removed + 1
+local freed, victims = 0, {}
+for id, age in oldest_first(AGE) do
+  if freed >= wanted or math.floor(age / VERSION_STEP) > newest then break end
+  freed = freed + charge_of(id)
+  victims[#victims + 1] = id
 end
-count('evicted', removed)
-return { before - counter('held_bytes'), removed }
+remove_all(victims)
+count('held_bytes', -freed)
+count('evicted', #victims)
+return { freed, #victims }

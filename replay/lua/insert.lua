@@ -1,23 +1,30 @@
 -- Store trajectories, all or none.
 --
 -- ARGV: seed, capacity bytes, capacity per prompt, samples per insert, slack, max staleness versions,
---       near-duplicate tolerance, then per trajectory: id, version (or 'arrival'), reward version,
---       log R, producer, token bytes (int32 little-endian), payload.
+--       then per trajectory: id, version (or 'arrival'), reward version, log R, producer, near
+--       duplicates, payload. Near duplicates are the ids, end to end, that the caller has found near.
 -- Reply: {1, inserted, merged, dropped, evicted}, or {0, flow…} when the actor has to wait, or
 --        {-1, producer, why} when a producer is in quarantine.
+--
+-- Decides first and writes then, so that what is written to one key is one command.
 
-local FIXED, EACH = 7, 7
+local FIXED, EACH, ID_BYTES = 6, 7, 48
 math.randomseed(tonumber(ARGV[1]))
 local capacity_bytes = tonumber(ARGV[2])
 local capacity_per_prompt = tonumber(ARGV[3])
 local samples_per_insert = tonumber(ARGV[4])
 local slack = tonumber(ARGV[5])
 local max_staleness = tonumber(ARGV[6])
-local tolerance = tonumber(ARGV[7])
 
+local offered, producers = {}, {}
 for first = FIXED + 1, #ARGV, EACH do
-  local why = redis.call('HGET', QUARANTINED, ARGV[first + 4])
-  if why then return { -1, ARGV[first + 4], why } end
+  offered[#offered + 1] = ARGV[first]
+  local producer = ARGV[first + 4]
+  if not producers[producer] then
+    producers[producer] = true
+    local why = redis.call('HGET', QUARANTINED, producer)
+    if why then return { -1, producer, why } end
+  end
 end
 
 local flow = read_flow()
@@ -26,147 +33,189 @@ if not data_are_missing(flow, slack, max_staleness, slack)
   return { 0, unpack(flow_reply(flow)) }
 end
 
-local inserted, merged, dropped, evicted = 0, 0, 0, 0
+-- ------------------------------------------------------------------------------------- decide
 
--- Token sequences of a prompt as arrays of 4-byte strings, unpacked once a call.
-local unpacked = {}
+local COUNTED = { 'received', 'inserted', 'merged', 'dropped', 'evicted', 'held_bytes', 'arrivals' }
+local counts = {}
+for i, value in ipairs(values_of(COUNTERS, COUNTED)) do counts[COUNTED[i]] = tonumber(value or 0) end
+local before = { inserted = counts.inserted, merged = counts.merged, dropped = counts.dropped,
+                 evicted = counts.evicted }
+local function add(name, by) counts[name] = counts[name] + by end
 
-local function split(token_bytes)
-  local tokens = {}
-  for i = 1, #token_bytes / 4 do tokens[i] = string.sub(token_bytes, 4 * i - 3, 4 * i) end
-  return tokens
+local metas = {}      -- id -> what the buffer holds under it, of those offered
+for i, meta in ipairs(values_of(META, offered)) do metas[offered[i]] = meta end
+local entries = {}    -- what is to be written, in order of arrival
+local entry_of = {}   -- id -> its entry
+local gone = {}       -- id -> true: held before, and to be removed
+local victims = {}    -- those ids
+local sizes = {}      -- prompt -> trajectories, those to be written included
+
+local function size_of(prompt)
+  if not sizes[prompt] then sizes[prompt] = redis.call('ZCARD', age_of(prompt)) end
+  return sizes[prompt]
 end
 
-local function sequences_of(prompt)
-  if not unpacked[prompt] then
-    local sequences = {}
-    for _, id in ipairs(redis.call('ZRANGE', age_of(prompt), 0, -1)) do
-      local _, _, _, after = struct.unpack(META_FORMAT, redis.call('HGET', META, id))
-      sequences[id] = split(string.sub(redis.call('HGET', META, id), after))
+-- Whatever is the oldest at this point: of those held before the next in order, or one of this call.
+local function oldest_of(key, prompt)
+  local next_id, id, age = oldest_first(key)
+  id, age = next_id()
+  return function()
+    while id and (gone[id] or entry_of[id]) do id, age = next_id() end
+    local oldest, oldest_age = id, age
+    for _, entry in ipairs(entries) do
+      if entry_of[entry.id] == entry and (not prompt or entry.prompt == prompt)
+          and (not oldest or entry.age < oldest_age) then
+        oldest, oldest_age = entry.id, entry.age
+      end
     end
-    unpacked[prompt] = sequences
+    return oldest
   end
-  return unpacked[prompt]
 end
+
+local oldest_anywhere, oldest_in = nil, {}
 
 local function forget(id)
-  local sequences = unpacked[prompt_of(id)]
-  if sequences then sequences[id] = nil end
-  remove(id)
-  evicted = evicted + 1
+  local entry, prompt = entry_of[id], prompt_of(id)
+  local size = size_of(prompt)
+  if entry then
+    entry_of[id] = nil
+    add('held_bytes', -#entry.payload - INDEX_BYTES_PER_TRAJECTORY)
+  else
+    add('held_bytes', -charge_of(id))
+  end
+  if not gone[id] and (not entry or entry.refreshes) then
+    gone[id] = true
+    victims[#victims + 1] = id
+  end
+  sizes[prompt] = size - 1
+  add('evicted', 1)
 end
 
-local function evict_until(fits)
-  while not fits() do
-    local oldest = redis.call('ZRANGE', AGE, 0, 0)[1]
+local function evict_down_to(bytes)
+  while counts.held_bytes > bytes do
+    oldest_anywhere = oldest_anywhere or oldest_of(AGE)
+    local oldest = oldest_anywhere()
     if not oldest then return end
     forget(oldest)
   end
 end
 
--- Levenshtein distance below `limit`? Bounded first by lengths and by tokens in common, in O(n),
--- then computed within `limit` of the diagonal: all cells outside are at least that, and what stands
--- in `row` there from earlier rows is too.
-local function is_near(a, b, limit)
-  local n, m = #a, #b
-  if math.abs(n - m) >= limit then return false end
-  local left = {}
-  for i = 1, n do left[a[i]] = (left[a[i]] or 0) + 1 end
-  local common = 0
-  for j = 1, m do
-    local have = left[b[j]]
-    if have and have > 0 then
-      common = common + 1
-      left[b[j]] = have - 1
-    end
-  end
-  if math.max(n, m) - common >= limit then return false end
-  local row = {}
-  for j = 0, m do row[j] = j end
-  local band = math.ceil(limit)
-  for i = 1, n do
-    local from = math.max(1, i - band)
-    local diagonal, best = row[from - 1], limit
-    if from == 1 then
-      row[0] = i
-      best = i
-    end
-    for j = from, math.min(m, i + band) do
-      local cost = diagonal
-      if a[i] ~= b[j] then cost = math.min(diagonal, row[j], row[j - 1]) + 1 end
-      diagonal = row[j]
-      row[j] = cost
-      if cost < best then best = cost end
-    end
-    if best >= limit then return false end
-  end
-  return row[m] < limit
+-- log R of an id at this point; nil: it is not held.
+local function held_log_reward(id)
+  if entry_of[id] then return entry_of[id].log_reward end
+  if gone[id] then return nil end
+  local meta = redis.call('HGET', META, id)
+  return meta and (struct.unpack('<d', meta)) or nil
 end
 
--- False when a stored near duplicate is at least as good; else the worse ones make room.
-local function beats_near_duplicates(prompt, token_bytes, log_reward)
-  local tokens = split(token_bytes)
+-- False when a near duplicate is at least as good; else the worse ones make room.
+local function beats(near, log_reward)
   local worse = {}
-  for id, stored in pairs(sequences_of(prompt)) do
-    if is_near(tokens, stored, tolerance * (#tokens + #stored)) then
-      if log_reward_of(id) >= log_reward then return false end
-      worse[#worse + 1] = id
-    end
+  for at = 1, #near, ID_BYTES do
+    local other = string.sub(near, at, at + ID_BYTES - 1)
+    local held = held_log_reward(other)
+    if held and held >= log_reward then return false end
+    if held then worse[#worse + 1] = other end
   end
   for _, id in ipairs(worse) do forget(id) end
   return true
 end
 
-local function store(id, version, reward_version, log_reward, producer, token_bytes, payload)
-  local prompt = prompt_of(id)
-  redis.call('HINCRBY', COUNTERS, 'arrivals', 1)
-  local age = version * VERSION_STEP + counter('arrivals') % VERSION_STEP
-  local is_new = redis.call('HEXISTS', PAYLOADS, id) == 0
-  count('held_bytes', #payload + (is_new and INDEX_BYTES_PER_TRAJECTORY or -redis.call('HSTRLEN', PAYLOADS, id)))
-  redis.call('HSET', PAYLOADS, id, payload)
-  local kept_tokens = tolerance > 0 and token_bytes or ''
-  redis.call('HSET', META, id, struct.pack(META_FORMAT, log_reward, reward_version, #producer, producer)
-    .. kept_tokens)
-  redis.call('ZADD', AGE, age, id)
-  redis.call('ZADD', age_of(prompt), age, id)
-  redis.call('ZADD', PROMPTS, 0, prompt)
-  enter_race(prompt, id, log_reward)
-  if unpacked[prompt] then unpacked[prompt][id] = split(token_bytes) end
+local function write_later(id, prompt, version, reward_version, log_reward, producer, payload, refreshes)
+  add('arrivals', 1)
+  local entry = {
+    id = id, prompt = prompt, version = version, reward_version = reward_version,
+    log_reward = log_reward, payload = payload, refreshes = refreshes,
+    age = version * VERSION_STEP + counts.arrivals % VERSION_STEP,
+    meta = struct.pack(META_FORMAT, log_reward, reward_version, #producer, producer),
+  }
+  entries[#entries + 1] = entry
+  entry_of[id] = entry
 end
 
--- Evicting comes first: it is possible when Redis is out of memory, and makes the rest possible.
-evict_until(function() return counter('held_bytes') <= capacity_bytes end)
-
+evict_down_to(capacity_bytes)
 for first = FIXED + 1, #ARGV, EACH do
-  local id, version, reward_version, log_reward, producer, token_bytes, payload =
+  local id, version, reward_version, log_reward, producer, near, payload =
     unpack(ARGV, first, first + EACH - 1)
   local prompt = prompt_of(id)
   version = version == 'arrival' and flow.learner_version or tonumber(version)
   reward_version, log_reward = tonumber(reward_version), tonumber(log_reward)
-  local meta = redis.call('HGET', META, id)
-  if meta then
-    local _, stored_reward_version = struct.unpack('<dI4', meta)
-    if reward_version > stored_reward_version
-        or (reward_version == stored_reward_version and version >= version_of(id)) then
-      store(id, version, reward_version, log_reward, producer, token_bytes, payload)
+  local entry = entry_of[id]
+  local meta = not entry and not gone[id] and metas[id]
+  if entry or meta then
+    local known_reward_version, known_version
+    if entry then
+      known_reward_version, known_version = entry.reward_version, entry.version
+    else
+      local _, stored = struct.unpack('<dI4', meta)
+      known_reward_version, known_version = stored, version_of(id)
     end
-    merged = merged + 1
-  elseif tolerance > 0 and not beats_near_duplicates(prompt, token_bytes, log_reward) then
-    dropped = dropped + 1
+    if reward_version > known_reward_version
+        or (reward_version == known_reward_version and version >= known_version) then
+      local held = entry and #entry.payload or redis.call('HSTRLEN', PAYLOADS, id)
+      add('held_bytes', #payload - held)
+      write_later(id, prompt, version, reward_version, log_reward, producer, payload,
+        meta and true or entry.refreshes)
+    end
+    add('merged', 1)
+  elseif not beats(near, log_reward) then
+    add('dropped', 1)
   else
-    while redis.call('ZCARD', age_of(prompt)) >= capacity_per_prompt do
-      forget(redis.call('ZRANGE', age_of(prompt), 0, 0)[1])
+    while size_of(prompt) >= capacity_per_prompt do
+      oldest_in[prompt] = oldest_in[prompt] or oldest_of(age_of(prompt), prompt)
+      forget(oldest_in[prompt]())
     end
-    local limit = capacity_bytes - #payload - INDEX_BYTES_PER_TRAJECTORY
-    evict_until(function() return counter('held_bytes') <= limit end)
-    store(id, version, reward_version, log_reward, producer, token_bytes, payload)
-    inserted = inserted + 1
+    evict_down_to(capacity_bytes - #payload - INDEX_BYTES_PER_TRAJECTORY)
+    sizes[prompt] = size_of(prompt) + 1
+    add('held_bytes', #payload + INDEX_BYTES_PER_TRAJECTORY)
+    write_later(id, prompt, version, reward_version, log_reward, producer, payload, false)
+    add('inserted', 1)
   end
 end
 
-count('received', inserted + merged + dropped)
-count('inserted', inserted)
-count('merged', merged)
-count('dropped', dropped)
-count('evicted', evicted)
+-- -------------------------------------------------------------------------------------- write
+
+-- Removing comes first: it is possible when Redis is out of memory, and makes the rest possible.
+remove_all(victims)
+
+local payloads, kept_metas, ages, of_prompt = {}, {}, {}, {}
+for _, entry in ipairs(entries) do
+  if entry_of[entry.id] == entry then
+    local at = #payloads
+    payloads[at + 1], payloads[at + 2] = entry.id, entry.payload
+    kept_metas[at + 1], kept_metas[at + 2] = entry.id, entry.meta
+    ages[at + 1], ages[at + 2] = entry.age, entry.id
+    of_prompt[entry.prompt] = of_prompt[entry.prompt] or {}
+    table.insert(of_prompt[entry.prompt], entry)
+  end
+end
+call('HSET', PAYLOADS, payloads)
+call('HSET', META, kept_metas)
+call('ZADD', AGE, ages)
+for prompt, of_this in pairs(of_prompt) do
+  local clock, best = read_clock(prompt), -math.huge
+  local here = {}
+  for _, entry in ipairs(of_this) do
+    here[#here + 1], here[#here + 2] = entry.age, entry.id
+    best = math.max(best, entry.log_reward)
+  end
+  call('ZADD', age_of(prompt), here)
+  redis.call('ZADD', PROMPTS, 0, prompt)
+  if clock and best <= clock.reference + REBASE_NATS then
+    local armed = {}
+    for _, entry in ipairs(of_this) do
+      armed[#armed + 1], armed[#armed + 2] = firing(entry.log_reward, clock), entry.id
+    end
+    call('ZADD', race_of(prompt), armed)
+  else
+    rebase(prompt)
+  end
+end
+
+local inserted, merged = counts.inserted - before.inserted, counts.merged - before.merged
+local dropped, evicted = counts.dropped - before.dropped, counts.evicted - before.evicted
+add('received', inserted + merged + dropped)
+local counted = {}
+for i, name in ipairs(COUNTED) do counted[2 * i - 1], counted[2 * i] = name, counts[name] end
+call('HSET', COUNTERS, counted)
 return { 1, inserted, merged, dropped, evicted }

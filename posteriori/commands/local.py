@@ -23,6 +23,7 @@ from posteriori.config import ReplayConfig, RunConfig
 from posteriori.fitted_reward import store_name
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import evaluator
+from posteriori.policy import Policy
 from posteriori.problems import Problem, build_problems
 from posteriori.seams import Draw
 from replay.memory_adapters import MemoryAdapters
@@ -83,6 +84,7 @@ def train_locally(
     directory: Path | None = None,
     lm: LanguageModel | None = None,
     on_metrics: Callable[[int, Mapping[str, float]], object] | None = None,
+    evaluate: Callable[[Policy, int], Mapping[str, float]] | None = None,
 ) -> LocalRun:
     """Train a run to its end.
 
@@ -93,6 +95,8 @@ def train_locally(
         directory: of the run, new; None: ``config.directory``.
         lm: the base model, if it is loaded already.
         on_metrics: called with (step, metrics) after every step.
+        evaluate: (policy, step) → metrics, every ``learner.evaluate_every_steps``; None: the distances
+            from exact posteriors.
 
     Raises:
         UserError: the run file cannot work, the directory holds a run, or a component failed.
@@ -138,7 +142,7 @@ def train_locally(
                 home.path,
                 # The worker scores by the same problems: it sees M steps without following a store.
                 reward_adapters=rewards,
-                evaluate=evaluator(problems, config.oracle_max_strings, home.oracle),
+                evaluate=evaluate or evaluator(problems, config.oracle_max_strings, home.oracle),
                 on_metrics=log.record,
             )
             learner.run()

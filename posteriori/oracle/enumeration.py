@@ -130,8 +130,6 @@ def exact_log_q(
 ) -> FloatArray:
     """log q(z⊤) of every string under a base LM or policy, normalised over the legal moves.
 
-    ⊤ is forced, at no cost, where nothing else is legal, so prefixes of ``max_tokens`` need no forward.
-
     Args:
         tree: the strings.
         lm: the sampler; its model may carry an active LoRA adapter.
@@ -141,7 +139,26 @@ def exact_log_q(
     Returns:
         Nats, float64 [count]; exp sums to 1.
     """
+    conditional = exact_moves(tree, lm, prompt_ids, temperature, top_p)
     stop = len(tree.moves.alphabet)
+    log_q: FloatArray = (log_prefixes(tree, conditional) + conditional[:, stop])[tree.strings]
+    return log_q
+
+
+def exact_moves(
+    tree: StringTree,
+    lm: LanguageModel,
+    prompt_ids: Sequence[int],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> FloatArray:
+    """log q of every move at every prefix, arguments as in :func:`exact_log_q`.
+
+    ⊤ is forced, at no cost, where nothing else is legal, so prefixes of ``max_tokens`` need no forward.
+
+    Returns:
+        Nats, float64 [N, V + 1], -inf where illegal.
+    """
     conditional = np.where(tree.legal, 0.0, -np.inf)
     packs = list(tree.packs(tree.legal.sum(axis=1) > 1, prompt_ids))
     trees, places = [pack[0] for pack in packs], [pack[2] for pack in packs]
@@ -150,12 +167,16 @@ def exact_log_q(
         conditional[nodes] = move_log_q(
             logits.double().cpu().numpy(), tree.legal[nodes], temperature, top_p
         )
+    return conditional
+
+
+def log_prefixes(tree: StringTree, conditional: FloatArray) -> FloatArray:
+    """log q of reaching every prefix, ⊤ left out, from the log q of every move; nats, [N]."""
     prefixes = np.zeros(len(tree))
     for level in tree.levels[1:]:
         parents = tree.parents[level]
         prefixes[level] = prefixes[parents] + conditional[parents, tree.columns[level]]
-    log_q: FloatArray = prefixes[tree.strings] + conditional[tree.strings, stop]
-    return log_q
+    return prefixes
 
 
 @dataclass(frozen=True)

@@ -53,26 +53,28 @@ class NearDuplicates:
             One list each, itself left out.
         """
         rivals = self._seen(stored)
+        held = len(rivals)
+        for id_, tokens in offered:
+            if id_ not in rivals:
+                rivals[id_] = (tokens, _histogram(tokens))
+        names = list(rivals)
+        row_of = {name: row for row, name in enumerate(names)}
+        sequences = [tokens for tokens, _ in rivals.values()]
+        lengths = np.array([len(tokens) for tokens in sequences], dtype=np.float64)
+        histograms = np.stack([histogram for _, histogram in rivals.values()])
+        there = np.arange(len(names)) < held
         found = []
         for id_, tokens in offered:
-            seen = rivals.pop(id_, None) or (tokens, _histogram(tokens))
-            near = self._near(seen, list(rivals.values()))
-            found.append([other for other, is_near in zip(rivals, near, strict=True) if is_near])
-            rivals[id_] = seen
+            row = row_of[id_]
+            limits = self._tolerance * (len(tokens) + lengths)
+            shared = np.minimum(histograms, histograms[row]).sum(axis=1)
+            possible = there & (np.maximum(len(tokens), lengths) - shared < limits)
+            possible[row] = False
+            those = np.flatnonzero(possible)
+            distances = edit_distances(tokens, [sequences[k] for k in those], limits[those])
+            found.append([names[k] for k in those[distances < limits[those]]])
+            there[row] = True
         return found
-
-    def _near(self, one: Seen, others: Sequence[Seen]) -> NDArray[np.bool_]:
-        sequence, histogram = one
-        lengths = np.array([len(other) for other, _ in others], dtype=np.int64)
-        near = np.zeros(len(others), dtype=np.bool_)
-        if not len(others):
-            return near
-        limits = self._tolerance * (len(sequence) + lengths).astype(np.float64)
-        shared = np.minimum(np.stack([bins for _, bins in others]), histogram).sum(axis=1)
-        possible = np.flatnonzero(np.maximum(len(sequence), lengths) - shared < limits)
-        distances = edit_distances(sequence, [others[k][0] for k in possible], limits[possible])
-        near[possible] = distances < limits[possible]
-        return near
 
     def _seen(self, ids: Sequence[str]) -> dict[str, Seen]:
         """Tokens and histogram of those that are stored; remembers them."""

@@ -1,8 +1,9 @@
 """Story infilling (paper, section 4.2): the fourth sentence of five, given the others.
 
 Policy prompt, split of the sentences and reward log p(Z, Y | X) are the paper's; stories, reward LM
-and base LM are pocket's. SFT and the GFlowNet learn from the same few stories. SFT on many samples of
-the posterior has the GFlowNet's optimum, and no need of its reward.
+and base LM are pocket's. SFT learns from few gold middles; the GFlowNet goes on from there by rewards
+alone, for X and Y of more stories. SFT on many samples of the posterior has the GFlowNet's optimum, and
+no need of its reward.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ EXPERIMENT = Experiment(
         Column("kl", "KL(q‖σ)", ".2f"),
         Column("ess", "ESS fraction", ".2f"),
         Column("distinct", "distinct", ".2f"),
+        Column("evaluations", "reward evaluations", ",.0f"),
     ),
     run=run,
     claims=claims,

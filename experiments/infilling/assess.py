@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from experiments.harness import Row
 from experiments.infilling import judges, overlap
+from experiments.infilling.scoring import log_rewards
 from posteriori import metrics
 from posteriori.decoding import sample
 from posteriori.lm import LanguageModel
@@ -102,12 +103,8 @@ def assess(
 def _draw(problem: Problem, prompt: Prompt, sampler: Sampler, n: int, seed: int) -> Middles:
     drawn = sample(sampler.lm, sampler.prompt_ids(prompt), problem.moves(prompt), n, seed)
     tokens = [one.tokens for one in drawn]
-    rewards = problem.reward.log_reward(prompt, tokens)
-    return Middles(
-        tokens,
-        np.array([one.total_log_q for one in drawn]),
-        np.array([reward[-1] for reward in rewards]),
-    )
+    log_q = np.array([one.total_log_q for one in drawn])
+    return Middles(tokens, log_q, log_rewards(problem, prompt, tokens))
 
 
 def _mixture_weights(

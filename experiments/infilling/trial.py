@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from baselines.sft import SFTSettings, train_sft
-from baselines.trained import given
+from baselines.trained import Trained, given
 from experiments.harness import Row, Trial
 from experiments.infilling.assess import Sampler, assess
+from experiments.infilling.gflownet import GFlowNetSettings, train_gflownet
 from experiments.infilling.stories import (
     PAPER_PROMPT,
     Split,
@@ -19,14 +20,6 @@ from experiments.infilling.stories import (
     split,
 )
 from experiments.merging import merged
-from posteriori.commands.local import train_locally
-from posteriori.config import (
-    GoldConfig,
-    LearnerConfig,
-    ReplayConfig,
-    RunConfig,
-    SamplingConfig,
-)
 from posteriori.lm import LanguageModel
 from posteriori.oracle.scoring import sequence_log_q
 from posteriori.policy import Policy
@@ -50,23 +43,26 @@ class Scale:
     """How much of everything.
 
     Attributes:
-        train: stories with a gold Z, for SFT and for the GFlowNet.
-        unlabelled: further stories: X and Y for the GFlowNet, X for the joint samples of the ample SFT.
+        train: stories with a gold Z, for the SFT that the GFlowNet starts from.
+        unlabelled: further stories, whose X and Y the GFlowNet sees and nothing else.
+        joint: stories of them whose X the ample SFT sees, with Z and Y from the LM.
         joint_each: (Z, Y) sampled for each X of the ample SFT.
         test: held-out stories.
         draws: middles of each method for each held-out story that are scored.
         proposals: draws of each proposal behind log Z and the posterior's own row.
-        gfn_steps, ample_steps: optimiser steps.
+        gflownet: its steps and groups.
+        ample_steps: optimiser steps.
         few_steps: SFT on few pairs stops at the best validation loss before that.
     """
 
     train: int = 16
-    unlabelled: int = 100
+    unlabelled: int = 400
+    joint: int = 100
     joint_each: int = 20
     test: int = 40
     draws: int = 6
     proposals: int = 12
-    gfn_steps: int = 600
+    gflownet: GFlowNetSettings = field(default_factory=GFlowNetSettings)
     ample_steps: int = 120
     few_steps: int = 16
 
@@ -74,11 +70,12 @@ class Scale:
 QUICK = Scale(
     train=8,
     unlabelled=4,
+    joint=4,
     joint_each=3,
     test=3,
     draws=2,
     proposals=3,
-    gfn_steps=2,
+    gflownet=GFlowNetSettings(steps=2, proposals=3, prompts_per_step=2),
     ample_steps=2,
     few_steps=2,
 )
@@ -99,7 +96,7 @@ def run(trial: Trial) -> list[Row]:
     say("SFT on posterior samples")
     ample = _sft_on_many(lm, stories, scale, trial.seed)
     say("GFlowNet")
-    gfn = _gflownet(trial, few, stories, scale)
+    gfn = _gflownet(trial, few, lm, stories, scale)
     samplers = {
         PAPERS_PROMPT: Sampler(
             lm, lambda prompt: lm.context(fill(PAPER_PROMPT, prompt.fields).before)
@@ -108,11 +105,18 @@ def run(trial: Trial) -> list[Row]:
         BEGINNING: Sampler(lm, lambda prompt: lm.context(prompt.fields["x"])),
         SFT_FEW: Sampler(few, problem.policy_ids),
         SFT_AMPLE: Sampler(ample, problem.policy_ids),
-        GFN: Sampler(gfn, problem.policy_ids),
+        GFN: Sampler(gfn.language_model(), problem.policy_ids),
     }
     say("held-out stories")
     proposals = (GFN, SFT_AMPLE, BEGINNING)
-    return assess(problem, samplers, proposals, scale.draws, scale.proposals, trial.seed)
+    rows = assess(problem, samplers, proposals, scale.draws, scale.proposals, trial.seed)
+    evaluations = {SFT_FEW: 0, SFT_AMPLE: 0, GFN: gfn.budget.reward_evaluations}
+    return [
+        Row(row.method, {**row.metrics, "evaluations": float(evaluations[row.method])})
+        if row.method in evaluations
+        else row
+        for row in rows
+    ]
 
 
 def _sft_on_few(problem: Problem, stories: Split, scale: Scale, seed: int) -> LanguageModel:
@@ -152,7 +156,9 @@ def _sft_on_few(problem: Problem, stories: Split, scale: Scale, seed: int) -> La
 
 def _sft_on_many(lm: LanguageModel, stories: Split, scale: Scale, seed: int) -> LanguageModel:
     """SFT on (X, Z, Y) drawn from the LM itself: its optimum is the posterior."""
-    drawn = joint_samples(lm, [story["x"] for story in stories.unlabelled], scale.joint_each, seed)
+    drawn = joint_samples(
+        lm, [story["x"] for story in stories.unlabelled[: scale.joint]], scale.joint_each, seed
+    )
     problem = build_problem(problem_config(drawn, stories.test), lm)
     settings = SFTSettings(
         steps=scale.ample_steps,
@@ -170,39 +176,20 @@ def _pairs(problem: Problem, stories: Sequence[Mapping[str, str]]) -> list[Traje
     ]
 
 
-def _gflownet(trial: Trial, start: LanguageModel, stories: Split, scale: Scale) -> LanguageModel:
-    """The GFlowNet: rewards for X and Y of all stories but the held-out ones, gold Z for the few.
+def _gflownet(
+    trial: Trial, few: LanguageModel, lm: LanguageModel, stories: Split, scale: Scale
+) -> Trained:
+    """The GFlowNet: from that SFT, merged, by rewards for X and Y of stories whose Z it never sees.
 
-    The policy's base is the SFT, merged. The reward stays that of the base LM. VarGrad alone: SubTB
-    also fits log q(⊤) behind every half sentence, some -20 nats that no draw ever meets.
+    The reward stays that of the base LM.
     """
-    home = trial.directory / "sft"
-    start = merged(start, home)
+    start = merged(few, trial.directory / "sft")
     without_z = [{"x": story["x"], "y": story["y"]} for story in stories.unlabelled]
-    training = [*stories.train, *without_z]
-    problem = problem_config(training, stories.test, reward_model="pocket")
-    config = RunConfig(
-        run="infilling",
-        model=str(home),
-        seed=trial.seed,
-        oracle_max_strings=0,
-        problems=(problem.model_copy(update={"gold": GoldConfig(template="{middle}")}),),
-        sampling=SamplingConfig(
-            group_size=8,
-            base_share=0.0,
-            tempered_share=0.25,
-            temperature_range=(0.7, 1.5),
-            uniform_share=0.0,
-        ),
-        replay=ReplayConfig(recent_share=0.75),
-        learner=LearnerConfig(
-            steps=scale.gfn_steps,
-            prompts_per_step=4,
-            trajectories_per_prompt=8,
-            objective="vargrad",
-            learning_rate=5e-4,
-            evaluate_every_steps=scale.gfn_steps,
-            checkpoint_every_steps=scale.gfn_steps,
-        ),
+    config = problem_config(without_z, stories.test, reward_model="pocket")
+    return train_gflownet(
+        build_problem(config, start),
+        lm,
+        scale.gflownet,
+        trial.directory / "gflownet",
+        trial.seed,
     )
-    return train_locally(config, directory=trial.directory / "gflownet", lm=start).policy()

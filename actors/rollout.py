@@ -21,9 +21,10 @@ from actors.exploration import Exploration, PlannedGroup
 from actors.gold import GoldSupply
 from actors.outbox import Outbox
 from actors.reward_follower import RewardFollower
+from actors.score_cache import ScoreCache
 from posteriori.config import SamplingConfig
 from posteriori.problems import Problem
-from posteriori.rewards import checked_log_reward, draw_marks
+from posteriori.rewards import draw_marks
 from posteriori.seams import AdapterStore, Buffer, Engine, Prompt, Sample
 from posteriori.trajectory import Trajectory
 
@@ -120,6 +121,7 @@ class RolloutWorker:
         self._heartbeat = heartbeat
         self._gold = gold or GoldSupply(problems, claim=lambda: "yours", settle=lambda: None)
         self._rewards = rewards
+        self._scores = ScoreCache()
         self._planned: dict[str, PlannedGroup] = {}
         self._counts = RolloutCounts()
         self._begin = time.monotonic()
@@ -131,7 +133,7 @@ class RolloutWorker:
         self._draining = False
 
     def run(self, stop: Callable[[], bool], hurry: Callable[[], bool] = lambda: True) -> None:
-        """Turn until ``stop`` says True, then store what is finished.
+        """Turn until ``stop`` says True, then store what is finished. May be called again.
 
         Unless ``hurry`` says True the groups in flight are finished first, and what the buffer does not
         take yet is waited for; ``DRAIN_SECONDS`` later what is left is dropped all the same.
@@ -142,6 +144,7 @@ class RolloutWorker:
             UserError: an adapter cannot be served.
             CorruptPayload, ProducerQuarantined: too many of its trajectories are malformed.
         """
+        self._draining = False
         try:
             while not stop():
                 self.turn()
@@ -255,6 +258,8 @@ class RolloutWorker:
             "dropped": outbox.counts.dropped,
             "rejected": outbox.counts.rejected,
             "adapters_loaded": counts.adapters_loaded,
+            "scores_found": self._scores.found,
+            "scores_computed": self._scores.computed,
             "groups_in_flight": len(self._planned),
             "groups_in_outbox": len(outbox),
             "uptime_seconds": round(time.monotonic() - self._begin, 3),
@@ -302,17 +307,10 @@ class RolloutWorker:
         behaviour: str,
         adapter_version: int,
     ) -> list[Trajectory]:
-        """Trajectories of one group: equal Z's are scored once, all of them in one call."""
+        """Trajectories of one group: Z's that were scored before are not scored again."""
         moves = problem.moves(prompt)
         distinct = list(dict.fromkeys(tuple(sample.tokens) for sample in samples))
-        reward_version = problem.reward.version
-        scores = dict(
-            zip(
-                distinct,
-                checked_log_reward(problem.reward, problem.name, prompt, moves, distinct),
-                strict=True,
-            )
-        )
+        reward_version, scores = self._scores.log_rewards(problem, prompt, distinct)
         return [
             Trajectory(
                 problem=problem.name,
@@ -326,7 +324,7 @@ class RolloutWorker:
                 action=sample.action,
                 log_q=sample.log_q,
                 log_q_stop=sample.log_q_stop,
-                log_reward=scores[tuple(sample.tokens)].astype(np.float32),
+                log_reward=scores[tuple(sample.tokens)],
                 stop_legal=moves.stop_legal(sample.tokens, sample.action),
             )
             for sample in samples

@@ -195,21 +195,34 @@ class LegalMoves:
         Raises:
             ValueError: the actions are not a path of legal moves, or a tool output is missing.
         """
-        if self.tool is None and action is None:
-            return np.stack([self.row(i, s) for i, s in enumerate(self.states(tokens))])
-        ids = np.asarray(tokens, dtype=np.int64)
+        rows, action = self._path(tokens, action)
         if action is None:
-            action = action_mask(len(ids), self.spans(ids.tolist()))
-        rows = [self.row(i, s) for i, s in enumerate(self.states(ids[action]))]
+            return np.stack(rows)
         masks: BoolArray = np.stack(rows)[np.append(0, np.cumsum(action))]
         masks[:-1][~action] = False
         return masks
+
+    def _path(
+        self, tokens: Sequence[int] | IntArray, action: BoolArray | None
+    ) -> tuple[list[BoolArray], BoolArray | None]:
+        """Legal moves before each action and after the last one, and which tokens are actions; None: all."""
+        if action is None and self.tool is not None:
+            action = action_mask(len(tokens), self.spans([int(token) for token in tokens]))
+        if action is None or action.all():
+            return [self.row(i, s) for i, s in enumerate(self.states(tokens))], None
+        actions = np.asarray(tokens, dtype=np.int64)[action]
+        return [self.row(i, s) for i, s in enumerate(self.states(actions))], action
 
     def stop_legal(
         self, tokens: Sequence[int] | IntArray, action: BoolArray | None = None
     ) -> BoolArray:
         """Where ⊤ is legal along ``tokens``; shape [n + 1]; raises like :meth:`masks`."""
-        return self.masks(tokens, action)[:, -1]
+        rows, action = self._path(tokens, action)
+        legal = np.array([row[-1] for row in rows])
+        if action is not None:
+            legal = legal[np.append(0, np.cumsum(action))]
+            legal[:-1][~action] = False
+        return legal
 
     def answer(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """What the tool appends behind an action, the last of ``tokens``; empty without a trigger."""

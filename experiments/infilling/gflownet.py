@@ -64,7 +64,7 @@ class GFlowNetSettings:
     prompts_per_step: int = 16
     fresh: int = 4
     found: int = 4
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     lora_alpha: float = 32.0
     warmup_steps: int = 10
 

@@ -83,11 +83,13 @@ class Run:
     failures: list[str]
 
 
-def run_config(urls: list[str], actors: int, slack: int) -> RunConfig:
+def run_config(
+    urls: list[str], actors: int, slack: int, capacity_bytes: int = CAPACITY_BYTES
+) -> RunConfig:
     """The run file of a simulated run."""
     replay: dict[str, Any] = {
         "redis_url": urls[0],
-        "capacity_bytes": CAPACITY_BYTES,
+        "capacity_bytes": capacity_bytes,
         "slack_trajectories": slack,
     }
     if len(urls) > 1:
@@ -121,7 +123,9 @@ class Servers:
         return sum(used.user + used.system for used in times)
 
 
-def random_group(engine: SimulatedEngine, number: int, version: int) -> list[Trajectory]:
+def random_group(
+    engine: SimulatedEngine, number: int, version: int, behaviour: str = "policy"
+) -> list[Trajectory]:
     """A group as an actor offers it."""
     return [
         Trajectory(
@@ -129,7 +133,7 @@ def random_group(engine: SimulatedEngine, number: int, version: int) -> list[Tra
             prompt=str(number % PROMPTS),
             group=f"g{number}",
             actor="actor-0",
-            behaviour="policy",
+            behaviour=behaviour,
             adapter_version=version,
             reward_version=0,
             tokens=np.asarray(sample.tokens, dtype=np.int32),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +11,16 @@ from pathlib import Path
 import psutil
 
 from posteriori.config import RunConfig
-from posteriori.errors import UserError
-
-START_SECONDS = 180.0
-
-
-def core(number: int) -> list[int]:
-    """A core of this process's to pin to; the last one where there are fewer."""
-    own = sorted(ORIGINAL_CORES)
-    return [own[min(number, len(own) - 1)]]
 
 
 ORIGINAL_CORES: list[int] = psutil.Process().cpu_affinity() or [0]
+"""Of the process that measures, before it pins itself; a child is told its core, since it inherits a pinned one."""
+
+
+def core(number: int) -> list[int]:
+    """A core to pin to; the last one where there are fewer."""
+    own = sorted(ORIGINAL_CORES)
+    return [own[min(number, len(own) - 1)]]
 
 
 class Pausable:
@@ -42,19 +39,19 @@ class Pausable:
             self._process.send_signal(signal.SIGCONT)
 
 
-def learn(config: RunConfig, url: str, directory: Path) -> None:
-    """A learner on the second core, until the process is killed."""
+def learn(config: RunConfig, url: str, directory: Path, cores: list[int]) -> None:
+    """A learner on ``cores``, until the process is killed."""
     from learner.process import LearnerProcess
 
-    psutil.Process().cpu_affinity(core(1))
+    psutil.Process().cpu_affinity(cores)
     LearnerProcess(config.model_dump(mode="json"), url, str(directory)).run()
 
 
 @contextmanager
 def learning(config: RunConfig, url: str, directory: Path) -> Iterator[Pausable]:
-    """A learner in a process of its own while the block runs."""
+    """A learner in a process of its own, on the second core, while the block runs."""
     process = multiprocessing.get_context("spawn").Process(
-        target=learn, args=(config, url, directory), daemon=True
+        target=learn, args=(config, url, directory, core(1)), daemon=True
     )
     process.start()
     try:
@@ -62,17 +59,3 @@ def learning(config: RunConfig, url: str, directory: Path) -> Iterator[Pausable]
     finally:
         process.kill()
         process.join()
-
-
-def wait_for(what: str, done: object) -> None:
-    """Call ``done`` until it says True.
-
-    Raises:
-        UserError: not within ``START_SECONDS``.
-    """
-    assert callable(done)
-    deadline = time.monotonic() + START_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise UserError(f"{what} did not come about in {START_SECONDS:g} s.", "See its log.")
-        time.sleep(0.01)

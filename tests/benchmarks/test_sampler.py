@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.transformers_engine import TransformersEngine
-from benchmarks import measure, sampler_efficiency
+from benchmarks import adapter_publish, crowd_run, measure, sampler_efficiency, start_up
 from tests.api.conftest import PROBLEM
 
 RANK = 8
@@ -28,3 +28,38 @@ def test_efficiency_compares_a_worker_with_its_engine(tiny_lm_path: Path) -> Non
     assert row["pairs"] == 2 and row["median"] > 0 and row["target"] == "≥ 0.95"
     facts = found["settings"]["tiny"]
     assert facts["scores found"] > 0 and facts["tokens/s alone"] > 0
+
+
+@pytest.mark.slow
+def test_publications_are_followed_and_timed(tiny_lm_path: Path) -> None:
+    engine = TransformersEngine(
+        tiny_lm_path, lora_rank=16, max_adapters=3, max_model_tokens=64, device="cpu"
+    )
+    report = adapter_publish.observe(
+        engine, str(tiny_lm_path), "transformers", dict(PROBLEM), count=2
+    )
+    engine.close()
+    found = measure.document("adapter_publish", report)
+    assert 1 <= found["settings"]["taken up"] <= 2
+    median, longest = found["rows"][:2]
+    assert 0 < median["median"] <= longest["median"]
+    assert all(row["median"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_start_is_timed_to_its_first_step(tiny_lm_path: Path) -> None:
+    report = start_up.measure_with(1, "transformers", str(tiny_lm_path), [dict(PROBLEM)])
+    found = measure.document("start_up", report)
+    [stages] = found["settings"]["seconds to each event"]
+    assert 0 < stages["actor_started"] < stages["first step"]
+    assert stages["published"] < stages["first step"]
+
+
+@pytest.mark.slow
+def test_a_crowd_stores_is_drawn_from_and_follows(tmp_path: Path) -> None:
+    """A few actors whose commands were made beforehand: the server counts what they say they did."""
+    run = crowd_run.crowd_run(tmp_path, actors=5, group_seconds=0.5, seconds=4.0)
+    assert run.errors == [] and run.told_to_wait < 1
+    assert 0 < run.efficiency < 1.5
+    assert run.drawn > 0 and run.adapter_versions > 0 and run.adapter_lag_p50 >= 0

@@ -207,6 +207,7 @@ def measure(quick: bool) -> Report:
     psutil.Process().cpu_affinity(core(0))
     torch.set_num_threads(1)
     engine = VllmEngine(model_path("pocket"), lora_rank=RANK, max_model_tokens=64)
+    psutil.Process().cpu_affinity(core(0))  # vLLM may have bound the process otherwise
     try:
         count = QUICK_PUBLICATIONS if quick else PUBLICATIONS
         return observe(engine, "pocket", "vllm", PROBLEM, count)

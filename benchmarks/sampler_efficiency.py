@@ -247,6 +247,7 @@ def measure(quick: bool) -> Report:
     psutil.Process().cpu_affinity(core(0))
     torch.set_num_threads(1)
     engine = VllmEngine(model_path("pocket"), lora_rank=RANK, max_model_tokens=96)
+    psutil.Process().cpu_affinity(core(0))  # vLLM may have bound the process otherwise
     try:
         pairs, seconds = (QUICK_PAIRS, QUICK_SECONDS) if quick else (PAIRS, SECONDS)
         return measure_with(engine, "pocket", "vllm", WORKLOADS, pairs, seconds)

@@ -61,6 +61,7 @@ def act(pipe: Connection, config: RunConfig, url: str, number: int, cores: list[
     torch.set_num_threads(1)
     problems = build_problems(config, LanguageModel.load(config.model))
     engine = start_engine(config, problems, number)
+    psutil.Process().cpu_affinity(cores)  # vLLM may have bound the process otherwise
     client = connect(url)
     with TemporaryDirectory(prefix="actor-") as directory:
         worker = RolloutWorker(

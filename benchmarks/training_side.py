@@ -12,7 +12,6 @@ import psutil
 
 from posteriori.config import RunConfig
 
-
 ORIGINAL_CORES: list[int] = psutil.Process().cpu_affinity() or [0]
 """Of the process that measures, before it pins itself; a child is told its core, since it inherits a pinned one."""
 

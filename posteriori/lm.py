@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from posteriori import tree as token_tree
+from posteriori.attention import attend_along_trees
 from posteriori.errors import UserError
 from posteriori.tree import TokenTree, TreeBuilder, batches
 
@@ -25,6 +26,9 @@ FINGERPRINT_VALUES = 4096
 
 NODES_PER_FORWARD = 4096
 """Tree nodes, padding included, in one scoring forward."""
+
+NODES_PER_FORWARD_ON_CPU = 512
+"""Fewer, so that what a layer writes is still in the cache when the next one reads it."""
 
 
 def model_path(name: str) -> str:
@@ -68,6 +72,7 @@ class LanguageModel:
                 "Give `pocket`, a directory with config.json and weights, or a Hugging Face id that can be reached.",
             ) from cause
         model.requires_grad_(False)
+        attend_along_trees(model)
         loaded = cls(model=model.to(device).eval(), tokenizer=tokenizer, name=name)
         loaded._check_head()
         return loaded
@@ -205,13 +210,19 @@ class LanguageModel:
             f"Choose strings that are one token each, leading space included.{hint}",
         )
 
-    def edge_log_probs(self, trees: Sequence[TokenTree]) -> list[NDArray[np.float64]]:
-        """log p(node | path) over the whole vocabulary for every node of every tree; see ``posteriori.tree``."""
+    def _batches(self, trees: Sequence[TokenTree]) -> Iterator[list[int]]:
+        on_cpu = self.model.device.type == "cpu"
+        return batches(trees, NODES_PER_FORWARD_ON_CPU if on_cpu else NODES_PER_FORWARD)
+
+    def edge_log_probs(
+        self, trees: Sequence[TokenTree], wanted: Sequence[NDArray[np.bool_]] | None = None
+    ) -> list[NDArray[np.float64]]:
+        """log p(node | path) over the whole vocabulary, for all nodes or those wanted; see ``posteriori.tree``."""
         results: list[NDArray[np.float64]] = [np.empty(0)] * len(trees)
-        for batch in batches(trees, NODES_PER_FORWARD):
-            for index, scores in zip(
-                batch, token_tree.edge_log_probs(self.model, [trees[i] for i in batch]), strict=True
-            ):
+        for batch in self._batches(trees):
+            asked = None if wanted is None else [wanted[i] for i in batch]
+            found = token_tree.edge_log_probs(self.model, [trees[i] for i in batch], asked)
+            for index, scores in zip(batch, found, strict=True):
                 results[index] = scores
         return results
 
@@ -223,7 +234,7 @@ class LanguageModel:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (tree index, logits [K, C]) at chosen nodes for chosen vocabulary rows, without gradients."""
         rows = torch.from_numpy(columns)
-        for batch in batches(trees, NODES_PER_FORWARD):
+        for batch in self._batches(trees):
             with torch.no_grad():
                 found = token_tree.node_logits(
                     self.model, [trees[i] for i in batch], [nodes[i] for i in batch], rows

@@ -202,23 +202,30 @@ def _term_scores(
 ) -> list[FloatArray]:
     """log p(target | context) with Z cut at every prefix; [n + 1] each, meaningful where legal."""
     trees: list[TokenTree] = []
-    places: list[tuple[int, list[int], dict[int, list[int]]]] = []
+    places: list[tuple[int, list[int], dict[int, range]]] = []
     builder = TreeBuilder()
     root = builder.path(-1, layout.head)[-1]
+    tail = layout.tail
     for sequence, mask in zip(sequences, legal, strict=True):
-        grown = len(sequence) + int(mask.sum()) * len(layout.tail)
+        grown = len(sequence) + int(mask.sum()) * len(tail)
         if len(builder) > len(layout.head) and len(builder) + grown > NODES_PER_TREE:
             trees.append(builder.build())
             builder = TreeBuilder()
             root = builder.path(-1, layout.head)[-1]
         nodes = [root, *builder.path(root, sequence if layout.has_z else ())]
-        tails = {}
-        for prefix in np.flatnonzero(mask):
-            end = nodes[prefix] if layout.has_z else root
-            tails[int(prefix)] = builder.path(end, layout.tail)
+        ends = np.asarray(nodes) if layout.has_z else np.full(len(mask), root)
+        prefixes = np.flatnonzero(mask).tolist()
+        tails = {prefix: builder.chain(int(ends[prefix]), tail) for prefix in prefixes}
         places.append((len(trees), nodes, tails))
     trees.append(builder.build())
-    edges = lm.edge_log_probs(trees)
+    wanted = [np.zeros(len(tree), dtype=np.bool_) for tree in trees]
+    for index, nodes, tails in places:
+        wanted[index][layout.scored_from : len(layout.head)] = True
+        if layout.z_scored:
+            wanted[index][nodes[1:]] = True
+        for nodes_of_tail in tails.values():
+            wanted[index][nodes_of_tail.start : nodes_of_tail.stop] = layout.tail_scored
+    edges = lm.edge_log_probs(trees, wanted)
     if token_floor_nats is not None:
         edges = [np.maximum(edge, token_floor_nats) for edge in edges]
 
@@ -228,8 +235,8 @@ def _term_scores(
         scores = np.full(len(sequence) + 1, edge[layout.scored_from : len(layout.head)].sum())
         if layout.z_scored:
             scores[1:] += np.cumsum(edge[nodes[1:]])
-        for prefix, tail in tails.items():
-            scores[prefix] += edge[tail][layout.tail_scored].sum()
+        for prefix, chain in tails.items():
+            scores[prefix] += edge[chain.start : chain.stop][layout.tail_scored].sum()
         results.append(scores)
     return results
 

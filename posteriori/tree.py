@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from posteriori import attention
+
 IntArray = NDArray[np.int64]
 
 LOGITS_BUDGET = 2**25
@@ -77,6 +79,7 @@ class TreeBuilder:
         self._parents: list[int] = []
         self._depths: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
+        self._chains: dict[tuple[int, tuple[int, ...]], range] = {}
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -101,6 +104,21 @@ class TreeBuilder:
             nodes.append(parent)
         return nodes
 
+    def chain(self, parent: int, tokens: Sequence[int]) -> range:
+        """Nodes of a chain below the node ``parent``, shared with equal chains alone and never grown on.
+
+        A copy of one text behind many prefixes costs a look-up for each prefix, not for each token.
+        """
+        key = (parent, tuple(tokens))
+        nodes = self._chains.get(key)
+        if nodes is None:
+            start, depth = len(self._tokens), self._depths[parent] + 1
+            nodes = self._chains[key] = range(start, start + len(tokens))
+            self._tokens += tokens
+            self._parents += [parent, *nodes[:-1]] if tokens else []
+            self._depths += range(depth, depth + len(tokens))
+        return nodes
+
     def build(self) -> TokenTree:
         """The packed tree."""
         return TokenTree(
@@ -110,44 +128,52 @@ class TreeBuilder:
         )
 
 
-def _attention(
-    trees: Sequence[TokenTree], size: int, window: int | None, model: Any
-) -> torch.Tensor:
+def _attention(masks: Sequence[NDArray[np.bool_]], size: int, model: Any) -> torch.Tensor:
     """Additive mask [B, 1, N, N]; padding nodes attend to themselves so that no softmax is empty."""
-    mask = np.zeros((len(trees), size, size), dtype=np.bool_)
-    for row, tree in enumerate(trees):
-        mask[row, : len(tree), : len(tree)] = tree.ancestor_mask(window)
-    mask[:, np.arange(size), np.arange(size)] = True
-    allowed = torch.from_numpy(mask).to(model.device)
-    additive = torch.zeros(allowed.shape, dtype=model.dtype, device=model.device)
-    return additive.masked_fill_(~allowed, torch.finfo(model.dtype).min).unsqueeze(1)
+    allowed = np.zeros((len(masks), 1, size, size), dtype=np.bool_)
+    for row, mask in enumerate(masks):
+        allowed[row, 0, : len(mask), : len(mask)] = mask
+    allowed[..., np.arange(size), np.arange(size)] = True
+    return attention.additive(allowed, model.dtype, model.device)
 
 
 def _hidden(model: Any, trees: Sequence[TokenTree]) -> torch.Tensor:
-    """Last hidden states of every node, [B, N, H], N the size of the largest tree."""
+    """Last hidden states of every node, [B, N, H], N at least the size of the largest tree."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
     size = max(len(tree) for tree in trees)
+    options: dict[str, Any] = {}
+    if "sliding_attention" in kinds and "full_attention" in kinds:
+        whole = [tree.ancestor_mask() for tree in trees]
+        near = [tree.ancestor_mask(window) for tree in trees]
+        options["attention_mask"] = {
+            "full_attention": _attention(whole, size, model),
+            "sliding_attention": _attention(near, size, model),
+        }
+    else:
+        # Mistral sets `sliding_window` without naming layer types.
+        masks = [
+            tree.ancestor_mask(None if kinds == {"full_attention"} else window) for tree in trees
+        ]
+        blocks = None
+        if attention.attends_along_trees(model):
+            blocks = attention.cut(masks, model.dtype, model.device)
+        if blocks is not None:
+            size = blocks.size
+            options |= {"attention_mask": blocks.mask, "tree_keys": blocks.keys}
+        else:
+            options["attention_mask"] = _attention(masks, size, model)
     tokens = np.zeros((len(trees), size), dtype=np.int64)
     positions = np.zeros_like(tokens)
     for row, tree in enumerate(trees):
         tokens[row, : len(tree)] = tree.tokens
         positions[row, : len(tree)] = tree.depths
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    mask: Any
-    if "sliding_attention" in kinds and "full_attention" in kinds:
-        mask = {
-            "full_attention": _attention(trees, size, None, model),
-            "sliding_attention": _attention(trees, size, window, model),
-        }
-    else:
-        # Mistral sets `sliding_window` without naming layer types.
-        mask = _attention(trees, size, None if kinds == {"full_attention"} else window, model)
     output = model.base_model(
         input_ids=torch.from_numpy(tokens).to(model.device),
         position_ids=torch.from_numpy(positions).to(model.device),
-        attention_mask=mask,
         use_cache=False,
+        **options,
     )
     hidden: torch.Tensor = output.last_hidden_state
     return hidden
@@ -197,11 +223,16 @@ def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def edge_log_probs(model: Any, trees: Sequence[TokenTree]) -> list[NDArray[np.float64]]:
+def edge_log_probs(
+    model: Any, trees: Sequence[TokenTree], wanted: Sequence[NDArray[np.bool_]] | None = None
+) -> list[NDArray[np.float64]]:
     """log p(token of the node | path to its parent) over the whole vocabulary, for every node.
 
+    Args:
+        wanted: nodes of each tree that are asked for, bool [N]; None: all.
+
     Returns:
-        For each tree float64 [N]; 0 at roots, which nothing precedes.
+        For each tree float64 [N]; 0 at roots, which nothing precedes, and where nothing is wanted.
     """
     inner = causal_model(model)
     trunks = [tree.trunk() for tree in trees]
@@ -210,7 +241,8 @@ def edge_log_probs(model: Any, trees: Sequence[TokenTree]) -> list[NDArray[np.fl
     results = []
     for row, (tree, (_, kept)) in enumerate(zip(trees, trunks, strict=True)):
         scores = np.zeros(len(tree), dtype=np.float64)
-        children = np.flatnonzero(tree.parents >= 0)
+        asked = tree.parents >= 0 if wanted is None else (tree.parents >= 0) & wanted[row]
+        children = np.flatnonzero(asked)
         parents, place = np.unique(tree.parents[children], return_inverse=True)
         parents = np.searchsorted(kept, parents)
         chunk = max(1, LOGITS_BUDGET // head.weight.shape[0])

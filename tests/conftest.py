@@ -25,6 +25,7 @@ SHARE_THE_MACHINE = ("vllm", "ray", "faults", "page")
 """Tests of these kinds run one at a time, in one process, which starts one engine for all of them."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.get_closest_marker(kind) for kind in SHARE_THE_MACHINE):

@@ -13,6 +13,7 @@ process with the transformers engine. The rows are in benchmarks/ladder/rows.py,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import resource
 import tempfile
 import time
@@ -29,6 +30,7 @@ from benchmarks.ladder.rivals import RIVALS
 from benchmarks.ladder.rows import BY_NAME, ROWS, Row, with_models
 from benchmarks.markov_tempered import prepare_models
 from posteriori.commands.local import train_locally
+from posteriori.config import RunConfig
 from posteriori.oracle.dynamic import MarkovPosterior
 
 OUT = Path("docs/results")
@@ -43,13 +45,20 @@ def prepare(row: Row, seed: int, quick: bool, work: Path, console: Console) -> G
     """The row under a seed, with its oracle; models that it needs are made."""
     config = row.config(quick, seed)
     if row.kind == "enumerable":
-        return enumerable.ground(config, work / "oracle" / row.name)
+        return enumerable.ground(config, oracle_directory(config, work))
     home = work / "quick-models" if quick else Path(config.model).parent
     base, reward_lm = home / "policy-base", home / "reward-lm"
     prepare_models(base, reward_lm, QUICK_FIT_STEPS if quick else FIT_STEPS, console)
     if quick:
         config = with_models(config, base, reward_lm)
     return markov.ground(config, QUICK_DRAWS if quick else markov.DRAWS)
+
+
+def oracle_directory(config: RunConfig, work: Path) -> Path:
+    """Where log R of all strings is kept: a row that is changed must not read the oracle of what it was."""
+    log_r = [config.model, *(problem.model_dump_json() for problem in config.problems)]
+    digest = hashlib.blake2b("".join(log_r).encode(), digest_size=8).hexdigest()
+    return work / "oracle" / f"{config.run}-{digest}"
 
 
 def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Metrics:
@@ -60,7 +69,12 @@ def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Met
             console.print(f"  step {step}", highlight=False)
 
     done = train_locally(
-        ground.config, ground.problems, directory=directory, lm=ground.lm, on_metrics=progress
+        ground.config,
+        ground.problems,
+        directory=directory,
+        lm=ground.lm,
+        on_metrics=progress,
+        evaluate=lambda policy, step: {},  # what counts is measured below, once
     )
     policy = done.policy()
     learned = sum(row.get("tokens", 0.0) for row in done.history)

@@ -89,7 +89,8 @@ def accuracies(case: Case, sampler: LanguageModel, answers: Sequence[str], seed:
         cumulative = np.cumsum(np.exp(log_p))
         # The same uniform numbers for both: what differs is the distribution.
         chosen = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-        chains = [case.exact.tree.tokens(int(k)) for k in chosen]
+        distinct, counts = np.unique(chosen, return_counts=True)
+        chains = [case.exact.tree.tokens(int(k)) for k in distinct]
         scores = np.stack(
             [
                 [
@@ -101,7 +102,8 @@ def accuracies(case: Case, sampler: LanguageModel, answers: Sequence[str], seed:
                 for y in answers
             ]
         )
-        likely = np.exp(scores - np.logaddexp.reduce(scores, axis=0)).mean(axis=1)
+        answered = np.exp(scores - np.logaddexp.reduce(scores, axis=0))
+        likely = answered @ counts / ANSWER_CHAINS
         right = answers.index(prompt.fields["y"])
         found[f"{name}accuracy"] = float(likely.argmax() == right)
         found[f"{name}confidence in the right answer"] = float(likely[right])

@@ -200,6 +200,19 @@ def test_targets_bound_from_the_right_side() -> None:
 
 
 @pytest.mark.slow
+def test_a_changed_row_has_another_oracle(tmp_path: Path) -> None:
+    from benchmarks import fidelity
+
+    config = BY_NAME["tempered"].config(False, 0)
+    (problem,) = config.problems
+    colder = config.model_copy(
+        update={"problems": (problem.model_copy(update={"temperature": 0.6}),)}
+    )
+    place = fidelity.oracle_directory(config, tmp_path)
+    assert fidelity.oracle_directory(BY_NAME["tempered"].config(False, 1), tmp_path) == place
+    assert fidelity.oracle_directory(colder, tmp_path) != place
+
+
 def test_the_quick_form_measures_q_and_a_rival(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # Two workers: engines, Ray, browser and faults in one (tests/conftest.py), all else in the other.
-BOTH_CORES := -n 2 --dist loadgroup
+BOTH_CORES := -n 2
 
 # The stamp's name is a hash of all that decides what is installed, so an edit there reinstalls.
 INPUTS := pyproject.toml $(sort $(wildcard requirements/*))

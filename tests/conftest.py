@@ -11,7 +11,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import copy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +24,26 @@ from tests.tiny import write_tiny_lm
 torch.set_num_threads(1)
 
 SHARE_THE_MACHINE = ("vllm", "ray", "faults", "page")
-"""Tests of these kinds run one at a time, in one process, which starts one engine for all of them."""
+"""Files with tests of these kinds go to one worker, which runs them in turn and starts one engine for all."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(item.get_closest_marker(kind) for kind in SHARE_THE_MACHINE):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+@cache
+def _scope(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    shared = any(f"mark.{kind}" in text for kind in SHARE_THE_MACHINE)
+    return "machine" if shared else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, and those that need the machine together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(config.rootpath / nodeid.split("::")[0])
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

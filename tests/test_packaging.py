@@ -220,7 +220,7 @@ def test_second_setup_installs_nothing_and_a_changed_pin_does(checkout: Path) ->
     ("target", "command"),
     [
         ("demo", "posteriori demo"),
-        ("test", "python -m pytest -n 2 --dist loadgroup --durations"),
+        ("test", "python -m pytest -n 2 --durations"),
         (
             "test-fast",
             "python -m pytest -m not slow and not vllm and not ray and not faults and not page and not gpu",

@@ -7,6 +7,7 @@ versions that a real learner, on the other core, publishes at every second step.
 same engine is kept full with the same requests (X's, behaviours, newest adapter) and each distinct Z of a group is
 scored, at once, by the same reward. They take turns in one process. The worker does not score a Z that it has
 scored before, so a posterior of few strings may come out above 1; the one of long Z's shows the machinery alone.
+Tokens a CPU second of the process leave out waits for Redis, and what else a busy machine does.
 """
 
 from __future__ import annotations
@@ -89,10 +90,15 @@ class Turn:
 
     tokens: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def cpu_rate(self) -> float:
+        return self.tokens / self.cpu_seconds
 
 
 class Alone:
@@ -105,7 +111,7 @@ class Alone:
     def take(self, seconds: float, version: int) -> Turn:
         """Keep the engine full for so long, under one adapter."""
         engine, turn, in_flight = self._engine, Turn(), {}
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         while time.perf_counter() - began < seconds or not turn.tokens:
             while len(in_flight) < self._config.sampling.groups_in_flight:
                 planned = self._exploration.next(version)
@@ -117,7 +123,7 @@ class Alone:
                 distinct = [list(z) for z in dict.fromkeys(tuple(s.tokens) for s in group.samples)]
                 checked_log_reward(problem.reward, problem.name, planned.prompt, moves, distinct)
                 turn.tokens += sum(len(sample.tokens) for sample in group.samples)
-        turn.seconds = time.perf_counter() - began
+        turn.seconds, turn.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
         for request_id in in_flight:
             engine.cancel(request_id)
         return turn
@@ -131,9 +137,11 @@ def after(seconds: float, worker: RolloutWorker) -> Callable[[], bool]:
 
 def take(worker: RolloutWorker, until: Callable[[], bool]) -> Turn:
     """The worker's turn."""
-    tokens, began = worker.counts.tokens, time.perf_counter()
+    tokens, began, cpu = worker.counts.tokens, time.perf_counter(), time.process_time()
     worker.run(until)
-    return Turn(worker.counts.tokens - tokens, time.perf_counter() - began)
+    return Turn(
+        worker.counts.tokens - tokens, time.perf_counter() - began, time.process_time() - cpu
+    )
 
 
 def compare(
@@ -144,8 +152,8 @@ def compare(
     scratch: Path,
     pairs: int,
     seconds: float,
-) -> tuple[list[float], dict[str, Any]]:
-    """Ratios of pairs, and what the worker says of itself."""
+) -> tuple[list[float], list[float], dict[str, Any]]:
+    """Ratios of pairs, by the clock and by CPU time, and what the worker says of itself."""
     directory = RunDirectory(config.directory)
     (scratch / "adapters").mkdir(parents=True)
     directory.create(config, lm)
@@ -167,7 +175,7 @@ def compare(
     alone = Alone(engine, problems, config)
     with learning(config, url, directory.path) as learner:
         take(worker, lambda: int(worker.status()["version"]) >= 3)  # both have warmed up
-        ratios, rates = [], []
+        ratios, cpu_ratios, rates = [], [], []
         loaded = worker.counts.adapters_loaded
         for pair in range(pairs):
             turns = {}
@@ -177,6 +185,7 @@ def compare(
                 else:
                     turns[side] = take_alone(alone, learner, seconds, worker)
             ratios.append(turns["training"].rate / turns["alone"].rate)
+            cpu_ratios.append(turns["training"].cpu_rate / turns["alone"].cpu_rate)
             rates.append([turns["training"].rate, turns["alone"].rate])
         loaded = worker.counts.adapters_loaded - loaded
     status = worker.status()
@@ -192,7 +201,7 @@ def compare(
     }
     for version in engine.adapter_versions:
         engine.remove_adapter(version)
-    return ratios, facts
+    return ratios, cpu_ratios, facts
 
 
 def take_alone(alone: Alone, learner: Pausable, seconds: float, worker: RolloutWorker) -> Turn:
@@ -230,10 +239,13 @@ def measure_with(
         for number, (name, problem) in enumerate(workloads.items()):
             directory = Path(parent) / f"{number}"
             config = run_config(problem, number, directory, model, kind, rank)
-            ratios, facts = compare(engine, lm, config, server.url, directory, pairs, seconds)
+            ratios, cpu_ratios, facts = compare(
+                engine, lm, config, server.url, directory, pairs, seconds
+            )
             training, alone = facts["tokens/s training"], facts["tokens/s alone"]
             title = f"tokens/s while training ÷ engine and scorer alone, {name}"
             rows.append(Row(title, ratios, TARGET, training, alone, "tokens/s"))
+            rows.append(Row(f"the same, tokens a CPU second, {name}", cpu_ratios))
             settings[name] = facts
     return Report(rows, {"seconds a turn": seconds, "engine": kind, **settings})
 

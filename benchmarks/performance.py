@@ -12,7 +12,12 @@ import argparse
 import subprocess
 import sys
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "reward_cost",
+    "learner_efficiency",
+    "objective_cost",
+    "memory",
+)
 """In this order; each is `python -m benchmarks.NAME` with ``--quick`` and ``--out``."""
 
 

@@ -51,6 +51,7 @@ class Row:
         target: None: for the record.
         subject: median of the numerator, for the JSON file; seconds unless ``unit`` says otherwise.
         reference: median of the denominator.
+        cpu_pairs: as ``pairs``, of this process's CPU seconds, which say more where the machine is busy.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Row:
     subject: float | None = None
     reference: float | None = None
     unit: str = "seconds"
+    cpu_pairs: Sequence[float] = ()
 
     @property
     def median(self) -> float:
@@ -75,6 +77,7 @@ class Row:
             "pairs": len(self.pairs),
             "target": None if self.target is None else str(self.target),
             "met": None if self.target is None else self.target.met(self.median),
+            "median of CPU seconds": float(np.median(self.cpu_pairs)) if self.cpu_pairs else None,
             f"subject {self.unit}": self.subject,
             f"reference {self.unit}": self.reference,
         }
@@ -92,14 +95,14 @@ class Report:
     model_flops_utilisation: float | None = None
 
 
-def seconds(call: Callable[[], object], calls: int = 1) -> float:
-    """Of one call, as the mean of ``calls``; what a CUDA device still has to do is waited for."""
-    began = time.perf_counter()
+def seconds(call: Callable[[], object], calls: int = 1) -> tuple[float, float]:
+    """Of the clock and of CPU, of one call, mean of ``calls``; what a CUDA device still has to do is waited for."""
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / calls
+    return (time.perf_counter() - began) / calls, (time.process_time() - cpu) / calls
 
 
 def in_turn(
@@ -120,13 +123,20 @@ def in_turn(
     sides = ((subject, calls[0]), (reference, calls[1]))
     for call, _ in sides:
         call()
-    found = np.zeros((pairs, 2))
+    found = np.zeros((pairs, 2, 2))
     for pair in range(pairs):
         for side in (0, 1) if pair % 2 == 0 else (1, 0):
             found[pair, side] = seconds(*sides[side])
     middle = np.median(found, axis=0)
-    ratios = (found[:, 0] / found[:, 1]).tolist()
-    return Row(name, ratios, target, float(middle[0]), float(middle[1]))
+    ratios = found[:, 0] / found[:, 1]
+    return Row(
+        name,
+        ratios[:, 0].tolist(),
+        target,
+        float(middle[0, 0]),
+        float(middle[1, 0]),
+        cpu_pairs=ratios[:, 1].tolist(),
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -152,7 +162,7 @@ def versions() -> dict[str, str]:
 
 def table(report: Report) -> str:
     """As Markdown."""
-    lines = ["| | median | quartiles | target | |", "|---|---|---|---|---|"]
+    lines = ["| | median | quartiles | of CPU time | target | |", "|---|---|---|---|---|---|"]
     for row in report.rows:
         low, high = np.percentile(row.pairs, [25, 75])
         spread = f"{low:.3g}–{high:.3g}" if len(row.pairs) > 1 else ""
@@ -160,9 +170,10 @@ def table(report: Report) -> str:
         if row.target is not None:
             verdict = "met" if row.target.met(row.median) else "**missed**"
         target = "" if row.target is None else str(row.target)
-        lines.append(f"| {row.name} | {row.median:.3g} | {spread} | {target} | {verdict} |")
+        cpu = f"{np.median(row.cpu_pairs):.3g}" if row.cpu_pairs else ""
+        lines.append(f"| {row.name} | {row.median:.3g} | {spread} | {cpu} | {target} | {verdict} |")
     if report.model_flops_utilisation is not None:
-        lines.append(f"| model FLOPs utilisation | {report.model_flops_utilisation:.3g} | | | |")
+        lines.append(f"| model FLOPs utilisation | {report.model_flops_utilisation:.3g} | | | | |")
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from actors.rollout import RolloutWorker
 from actors.transformers_engine import TransformersEngine
 from benchmarks.learner_step import QUICK, STEP, Step, Workload, run_config
 from benchmarks.measure import Report, Row, Target, main
-from benchmarks.models import TOY, named, names
+from benchmarks.models import MEDIUM, TOY, named, names
 from posteriori.config import ReplayConfig, SamplingConfig
 from posteriori.lm import NODES_PER_FORWARD_ON_CPU, LanguageModel
 from posteriori.problems import build_problems
@@ -172,7 +172,10 @@ def measure(quick: bool = False) -> Report:
     step = QUICK if quick else STEP
     spawn = multiprocessing.get_context("spawn")
     rows, parts = [], {}
-    for name in names(quick):
+    measured = names(quick)
+    if not quick and not torch.cuda.is_available():
+        measured = [*measured, MEDIUM]
+    for name in measured:
         for title, side in (("learner", learner), ("actor", actor)):
             if title == "actor" and torch.cuda.is_available():
                 continue  # its engine is vLLM, whose memory on a device is what it is told to take

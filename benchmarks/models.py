@@ -12,13 +12,16 @@ from posteriori.lm import LanguageModel
 TOY = "llama-toy"
 """Of no interest: what runs on it brings in all that is imported lazily."""
 
+MEDIUM = "llama-42M"
+"""Whose weights are more than what a process needs anyway."""
+
 LARGE = "llama-1.1B"
 """For a CUDA device, in bfloat16."""
 
 SHAPES = {
     TOY: {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
           "num_attention_heads": 1, "num_key_value_heads": 1},
-    "llama-42M": {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
+    MEDIUM: {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
                   "num_attention_heads": 8, "num_key_value_heads": 8},
     LARGE: {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
             "num_attention_heads": 32, "num_key_value_heads": 4},
@@ -50,10 +53,8 @@ def named(name: str) -> LanguageModel:
 
 
 def names(quick: bool) -> list[str]:
-    """Pocket and, unless it must be quick, a larger one; on a CUDA device the largest instead."""
-    if quick:
-        return ["pocket"]
-    return [LARGE] if torch.cuda.is_available() else ["pocket", "llama-42M"]
+    """Pocket, or the largest on a CUDA device."""
+    return [LARGE] if torch.cuda.is_available() and not quick else ["pocket"]
 
 
 def models(quick: bool) -> list[LanguageModel]:

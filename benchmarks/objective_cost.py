@@ -86,6 +86,7 @@ def against_the_loop(quick: bool) -> list[Row]:
                 Target(0.01),
                 row.subject,
                 row.reference * scale,
+                cpu_pairs=[ratio / scale for ratio in row.cpu_pairs],
             )
         )
     return rows

@@ -50,17 +50,20 @@ def test_pairs_are_taken_in_turn() -> None:
         "row", lambda: order.append("a"), lambda: order.append("b"), pairs=3, calls=(2, 1)
     )
     assert "".join(order) == "ab" + "aab" + "baa" + "aab"
-    assert len(row.pairs) == 3
+    assert len(row.pairs) == len(row.cpu_pairs) == 3
 
 
 def test_a_target_says_whether_it_is_met() -> None:
     assert measure.Target(0.3).met(0.3) and not measure.Target(0.3).met(0.31)
     least = measure.Target(0.95, "at least")
     assert least.met(0.95) and not least.met(0.94) and str(least) == "≥ 0.95"
-    rows = [measure.Row("bytes", [0.5], least), measure.Row("for the record", [1.0, 3.0, 2.0])]
+    rows = [
+        measure.Row("bytes", [0.5], least),
+        measure.Row("for the record", [1.0, 3.0, 2.0], cpu_pairs=[4.0]),
+    ]
     assert measure.table(measure.Report(rows)).splitlines()[2:] == [
-        "| bytes | 0.5 |  | ≥ 0.95 | **missed** |",
-        "| for the record | 2 | 1.5–2.5 |  |  |",
+        "| bytes | 0.5 |  |  | ≥ 0.95 | **missed** |",
+        "| for the record | 2 | 1.5–2.5 | 4 |  |  |",
     ]
 
 

@@ -130,7 +130,7 @@ function summary(info, history) {
   ];
   if (info.buffer) {
     const { trajectories, payload_bytes, capacity_bytes } = info.buffer;
-    figures.push(["Buffer", percent(payload_bytes / capacity_bytes), `${count(trajectories)} trajectories`]);
+    figures.push(["Buffer", count(trajectories), `${percent(payload_bytes / capacity_bytes)} full`]);
   }
   return figures.map(([what, value, unit]) => el("div", {}, el("dt", {}, what), el("dd", {}, value, unit && el("small", {}, ` ${unit}`))));
 }

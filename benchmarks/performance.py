@@ -17,6 +17,11 @@ MODULES: tuple[str, ...] = (
     "learner_efficiency",
     "objective_cost",
     "memory",
+    "replay_buffer",
+    "sampler_efficiency",
+    "adapter_publish",
+    "scaling",
+    "start_up",
 )
 """In this order; each is `python -m benchmarks.NAME` with ``--quick`` and ``--out``."""
 

@@ -244,8 +244,7 @@ def measure_with(
             )
             training, alone = facts["tokens/s training"], facts["tokens/s alone"]
             title = f"tokens/s while training ÷ engine and scorer alone, {name}"
-            rows.append(Row(title, ratios, TARGET, training, alone, "tokens/s"))
-            rows.append(Row(f"the same, tokens a CPU second, {name}", cpu_ratios))
+            rows.append(Row(title, ratios, TARGET, training, alone, "tokens/s", cpu_ratios))
             settings[name] = facts
     return Report(rows, {"seconds a turn": seconds, "engine": kind, **settings})
 

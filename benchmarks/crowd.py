@@ -46,7 +46,8 @@ class Writer(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """See ``redis.Redis``."""
         encode = self.get_encoder().encode
-        self._written.append(hiredis.pack_command(tuple(encode(argument) for argument in args)))
+        pack: Any = hiredis.pack_command
+        self._written.append(pack(tuple(encode(argument) for argument in args)))
         return TAKEN if args[0] == "EVALSHA" else None
 
     def take(self) -> bytes:

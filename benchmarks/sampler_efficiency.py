@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import torch
 
-from actors.exploration import Exploration
+from actors.exploration import Exploration, PlannedGroup
 from actors.rollout import RolloutWorker
 from benchmarks.measure import Report, Row, Target, main
 from benchmarks.training_side import ORIGINAL_CORES, Pausable, core, learning
@@ -110,7 +110,8 @@ class Alone:
 
     def take(self, seconds: float, version: int) -> Turn:
         """Keep the engine full for so long, under one adapter."""
-        engine, turn, in_flight = self._engine, Turn(), {}
+        engine, turn = self._engine, Turn()
+        in_flight: dict[str, PlannedGroup] = {}
         began, cpu = time.perf_counter(), time.process_time()
         while time.perf_counter() - began < seconds or not turn.tokens:
             while len(in_flight) < self._config.sampling.groups_in_flight:

@@ -21,7 +21,6 @@ MODULES: tuple[str, ...] = (
     "sampler_efficiency",
     "adapter_publish",
     "scaling",
-    "start_up",
 )
 """In this order; each is `python -m benchmarks.NAME` with ``--quick`` and ``--out``."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.transformers_engine import TransformersEngine
-from benchmarks import adapter_publish, crowd_run, measure, sampler_efficiency, start_up
+from benchmarks import adapter_publish, crowd_run, measure, sampler_efficiency
 from tests.api.conftest import PROBLEM
 
 RANK = 8
@@ -45,16 +45,6 @@ def test_publications_are_followed_and_timed(tiny_lm_path: Path) -> None:
     median, longest = found["rows"][:2]
     assert 0 < median["median"] <= longest["median"]
     assert all(row["median"] > 0 for row in found["rows"])
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_start_is_timed_to_its_first_step(tiny_lm_path: Path) -> None:
-    report = start_up.measure_with(1, "transformers", str(tiny_lm_path), [dict(PROBLEM)])
-    found = measure.document("start_up", report)
-    [stages] = found["settings"]["seconds to each event"]
-    assert 0 < stages["actor_started"] < stages["first step"]
-    assert stages["published"] < stages["first step"]
 
 
 @pytest.mark.slow

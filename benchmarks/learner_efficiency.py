@@ -37,9 +37,9 @@ from replay.redis_adapters import RedisAdapters
 from replay.redis_buffer import RedisBuffer
 from replay.server import EmbeddedServer
 
-STORED_PER_PROMPT = 512
-STRETCH_STEPS = 10
-"""Of the loop, between two stretches of as many steps in memory; two versions are published in each."""
+STORED_PER_PROMPT = 128
+STRETCH_STEPS = 5
+"""Of the loop, between two stretches of as many steps in memory; one version is published in each."""
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Of dense bfloat16, by a part of the device's name."""
@@ -190,7 +190,7 @@ def measure(quick: bool = False) -> Report:
         rows += found
         assert found[0].subject is not None
         share = utilisation(lm, work, found[0].subject)
-    stretches, steps = (2, 2) if quick else (5, STRETCH_STEPS)
+    stretches, steps = (2, 2) if quick else (4, STRETCH_STEPS)
     rows.append(pipeline(measured[0], step, stretches, steps))
     return Report(rows, step.document(), share)
 

@@ -35,7 +35,7 @@ class Step:
     z_tokens: int = 20
     prompts: int = 2
     trajectories: int = 32
-    pairs: int = 7
+    pairs: int = 5
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

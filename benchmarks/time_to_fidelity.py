@@ -1,6 +1,6 @@
 """What it costs to draw samples as near the posterior as TV ≤ 0.05: our objectives, PPO, MCMC, SMC, resampling.
 
-    python -m benchmarks.time_to_fidelity            # what is missing is measured, one thread: about 15 minutes
+    python -m benchmarks.time_to_fidelity            # what is missing is measured, in one thread
     python -m benchmarks.time_to_fidelity --quick
 
 One problem with an enumerable posterior for each of 1,280 X's (``benchmarks/instead/verdict.py``); a policy is
@@ -48,15 +48,15 @@ PPO_PATIENCE = 4.0
 
 PPO_SETTINGS = PPOSettings(
     target="posterior",
-    steps=120,
-    prompts_per_step=8,
-    samples_per_prompt=16,
+    steps=80,
+    prompts_per_step=4,
+    samples_per_prompt=32,
     epochs=2,
-    prompts_per_update=4,
-    learning_rate=0.001,
+    prompts_per_update=2,
+    learning_rate=0.0015,
     evaluate_every_steps=5,
 )
-"""As many draws a round as a step of ours takes, and the learning rate that did best of 0.001 to 0.003."""
+"""As many draws a round as a step of ours takes, and the rate that came nearest in trials (docs/log.md)."""
 
 PER_X = (1, 16, 256)
 """S: samples of each X; at most 16 are asked for at once."""

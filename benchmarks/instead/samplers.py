@@ -28,13 +28,13 @@ SIZED_ON = 24
 FILTERED_ON = 8
 """Held-out X's on which filters, which have no exact law, are simulated."""
 
-PARTICLES_SIMULATED = 200_000
+PARTICLES_SIMULATED = 60_000
 """Over all filters of one size and X."""
 
 PRICED_ON = 8
 """Held-out X's whose samples are drawn under the meter."""
 
-LARGEST = 2000
+LARGEST = 1000
 """Candidates, particles or proposals."""
 
 INFILL_SHARES = (0.0, 0.3, 0.6)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
 from baselines import importance, mcmc
-from benchmarks import time_to_fidelity
-from benchmarks.instead import verdict
 from benchmarks.instead.laws import FloatArray, Proposals, log_likelihoods, smallest
-from benchmarks.instead.meter import Meter
-from benchmarks.measure import main
-from posteriori import decoding, smc
+from posteriori import smc
 from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import ExactPosterior, exact_moves
 from posteriori.problems import Problem
-from posteriori.seams import Prompt
 from tests.small import build, chi_square_p, exact
 
 SMALL = {
@@ -147,92 +136,3 @@ def test_the_smallest_size_is_found() -> None:
         100,
     ]
     assert smallest(lambda k: 1 / k, 0.009, 100) is None
-
-
-def test_the_meter_counts_forwards_gradients_and_rewards(problem: Problem) -> None:
-    """A backward pass as two forwards; nothing while paused, nothing afterwards."""
-    meter, prompt, lm = Meter(), problem.prompts[0], problem.lm
-    ids, moves = problem.policy_ids(prompt), problem.moves(prompt)
-    tokens = torch.tensor([ids])
-    with meter.running(lm.model):
-        drawn = decoding.sample(lm, ids, moves, 8, 0)
-        most = decoding.token_forwards(ids, drawn)
-        assert len(ids) < meter.cost.token_forwards <= most
-        with meter.paused():
-            lm.model(input_ids=tokens)
-        before = meter.cost.token_forwards
-        with torch.no_grad():
-            lm.model(input_ids=tokens)
-        assert meter.cost.token_forwards == before + len(ids)
-        lm.model(input_ids=tokens)
-        assert meter.cost.token_forwards == before + 4 * len(ids)
-        counted = meter.problem(problem)
-        scores = counted.reward.log_reward(prompt, [drawn[0].tokens] * 3)
-        assert meter.cost.reward_evaluations == 3
-        np.testing.assert_array_equal(
-            scores[0], problem.reward.log_reward(prompt, [drawn[0].tokens])[0]
-        )
-    spent = meter.cost
-    lm.model(input_ids=tokens)
-    assert meter.cost == spent and spent.seconds > 0
-
-
-def test_chains_cost_what_they_say(problem: Problem) -> None:
-    """The meter's forwards of proposals, rewards that read nothing, are the budget's own."""
-    prompt = problem.prompts[0]
-    silent = replace(problem, reward=Silent())
-    meter = Meter()
-    with meter.running(problem.lm.model):
-        drawn = mcmc.sample(meter.problem(silent), prompt, 5, 0, steps=4)
-    assert meter.cost.reward_evaluations == drawn.budget.reward_evaluations
-    start = decoding.sample(problem.lm, problem.policy_ids(prompt), problem.moves(prompt), 5, 0)
-    told = decoding.token_forwards(problem.policy_ids(prompt), start)
-    # The budget of the start is an upper bound: a forced ⊤ is not read.
-    assert 0 <= drawn.budget.token_forwards - meter.cost.token_forwards <= told
-
-
-class Silent:
-    """log R = 0."""
-
-    version = 0
-
-    def log_reward(self, prompt: Prompt, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
-        return [np.zeros(len(z) + 1) for z in sequences]
-
-
-def test_x_s_are_different_and_held_out() -> None:
-    told = [one["x"] for one in verdict.prompts(verdict.TRAINED + verdict.HELD_OUT, seed=0)]
-    assert len(set(told)) == len(told) == 600
-    section = verdict.config().problems[0]
-    assert isinstance(section.prompts, tuple) and isinstance(section.test_prompts, tuple)
-    trained = {one["x"] for one in section.prompts}
-    assert len(section.test_prompts) == 200
-    assert not trained & {one["x"] for one in section.test_prompts}
-
-
-def test_totals_and_break_even() -> None:
-    ours = {
-        "reached": 1.0,
-        "training token forwards": 1000.0,
-        "token forwards a sample, 1 at once": 8.0,
-        "token forwards a sample, 16 at once": 5.0,
-    }
-    other = {"reached": 1.0}
-    other |= {f"token forwards a sample, {n} at once": 15.0 for n in (1, 16)}
-    what = "token forwards"
-    assert time_to_fidelity.total(ours, what, 1, 10) == 1080
-    assert time_to_fidelity.total(ours, what, 256, 10) == 1000 + 2560 * 5
-    assert time_to_fidelity.total(other, what, 16, 10) == 2400
-    assert time_to_fidelity.break_even(ours, other, what, 10) == 10
-    assert time_to_fidelity.total({"reached": 0.0}, what, 1, 10) == float("inf")
-
-
-@pytest.mark.slow
-def test_quick_form_runs(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    main("time_to_fidelity", "x", time_to_fidelity.measure, ["--quick", "--out", str(out)])
-    document = json.loads(out.read_text())
-    methods = document["settings"]["methods"]
-    assert set(methods) == {"subtb+vargrad", "ppo", "sir", "mcmc", "smc"}
-    assert methods["subtb+vargrad"]["reached"] and methods["sir"]["size"] >= 1
-    assert all(row["median"] > 0 for row in document["rows"])

@@ -117,7 +117,9 @@ def measure(quick: bool = False) -> Report:
     """All rows."""
     torch.set_num_threads(1)
     settings = {"tokens": TOKENS, "trajectories": BATCH, "prefixes looped over": LOOP_PREFIXES}
-    return Report(against_the_loop(quick) + share_of_step(quick), settings | STEP.document())
+    return Report(
+        against_the_loop(quick) + share_of_step(quick), settings | {"step": STEP.document()}
+    )
 
 
 if __name__ == "__main__":

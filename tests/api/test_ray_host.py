@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from ray.serve.config import AutoscalingConfig
 
 from api import ray_host
 from api.ray_host import RayHost
@@ -162,45 +159,6 @@ def test_a_client_that_leaves_frees_the_replicas(replicated: Running) -> None:
     until(lambda: host.jobs == 0 and host.samples_in_flight == 0)
     until(lambda: sum(ask_all(host, "jobs")) == 0, poll_seconds=0.2)
     assert host.samples < 2000 * 10
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_under_load_there_are_more_replicas(
-    tiny_lm_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_host, "EngineReplica", Observed)
-    prompt = functools.partial(AutoscalingConfig, upscale_delay_s=1, metrics_interval_s=1)
-    monkeypatch.setattr(ray_host, "AutoscalingConfig", prompt)
-    settings = settings_for(tiny_lm_path, run_folder, ray=True, replicas=1, max_replicas=2, port=1)
-    enough = threading.Event()
-
-    def ask(running: Running, seed: int) -> int:
-        """Samples drawn, one request after another, until there are enough replicas."""
-        answered = 0
-        with running.client(retry_seconds=0.0) as client:
-            while not enough.is_set():
-                found = client.samples(run="r", problem="long", n=512, seed=seed, version=0)
-                assert len(found.samples) == 512
-                answered += 512
-        return answered
-
-    with served(settings, wait=False) as running:
-        until(lambda: ready(running)[0], START_SECONDS, 0.5)
-        (alone,) = ask_all(host_of(running), "pid")
-        # Eight calls of 64 samples each: four times as many as one replica is to have.
-        with ThreadPoolExecutor(4) as threads:
-            asked = [threads.submit(ask, running, seed) for seed in range(4)]
-            try:
-                until(
-                    lambda: len(set(ask_all(host_of(running), "pid"))) == 2,
-                    START_SECONDS,
-                    1.0,
-                )
-            finally:
-                enough.set()
-            assert all(answer.result() > 0 for answer in asked)
-        assert alone in ask_all(host_of(running), "pid")
 
 
 def test_replicas_need_ray() -> None:

@@ -112,6 +112,8 @@ def kill_inside(run: TrainRun, tally: Tally, number: int, chance: random.Random)
     """Kill inside an operation; whether it came to pass."""
     what, target, longest = chance.choice(INSIDE)
     pid = run.redis_pid() if target == "redis" else 0
+    if target == "redis" and pid == 0:
+        return False
     delay = 0.0 if target == "redis" and chance.random() < 0.5 else chance.uniform(0, longest)
     run.order(what, number, pid, delay)
     deadline = time.monotonic() + ORDER_SECONDS

@@ -216,7 +216,11 @@ class TrainRun:
         return int(self.registry.components().get("learner", _NOBODY).fields.get("pid") or 0)
 
     def redis_pid(self) -> int:
-        return int((self.run_directory / "redis" / "redis.pid").read_text())
+        """0 while it is being started anew."""
+        try:
+            return int((self.run_directory / "redis" / "redis.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def events(self, kind: str) -> list[str]:
         """Messages of all events of a kind."""

@@ -39,11 +39,14 @@ def run_file(lm: LanguageModel, steps: int) -> RunConfig:
                 }
             ],
             "sampling": {"group_size": 32, "groups_in_flight": 2, "uniform_share": 0.2},
+            # The buffer holds every string; most of them are not worth a draw.
+            "replay": {"recent_share": 0.3, "prioritised_share": 0.6},
             "learner": {
                 "steps": steps,
                 "prompts_per_step": 1,
                 "trajectories_per_prompt": 64,
                 "learning_rate": 0.01,
+                "huber_delta_nats": 1,
                 "lora_rank": 8,
                 "warmup_steps": 10,
                 "evaluate_every_steps": steps,

@@ -16,7 +16,7 @@ What keeps it from flapping, each with the failure it prevents:
 
 - a signal has to last ``hold_seconds``: one slow step is no trend;
 - after a change nothing happens for ``settle_seconds``: an engine that is still loading shows in no rate;
-- a lead that moved towards its bounds by ``RECOVERING`` within a settling time is left to go on: where each
+- a lead that moved back by ``RECOVERING`` within a settling time is left to go on: where each
   actor brings little, the right number takes many settling times to make up for a wrong one, and would be
   taken for wrong itself;
 - the largest number seen to be too few and the smallest seen to be too many are remembered, and the

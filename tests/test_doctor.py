@@ -121,7 +121,8 @@ def test_engine_that_hangs_fails_in_time(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_real_engine_imports() -> None:
-    assert doctor.check_engine().status == "ok"
+    check = doctor.check_engine()
+    assert check.status == "ok", check
 
 
 # --- redis ------------------------------------------------------------------------------------

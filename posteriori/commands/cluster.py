@@ -133,9 +133,11 @@ def connected() -> Iterator[None]:
     import ray
     from ray._private import ray_constants
 
-    address = os.environ.get("RAY_ADDRESS")
-    resources = {} if address else {"num_cpus": LOGICAL_CPUS, "include_dashboard": False}
-    if not address:
+    # "local", not nothing: with nothing Ray joins whatever cluster was started last on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    resources: dict[str, Any] = {}
+    if address == "local":
+        resources = {"num_cpus": LOGICAL_CPUS, "include_dashboard": False}
         # Then nothing of Ray listens beyond loopback. It reads this when it is imported, which may have been.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False

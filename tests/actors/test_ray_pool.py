@@ -59,6 +59,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         logging_level="error",

@@ -107,7 +107,7 @@ def healthy(service: str, changes: dict[str, str], environment: dict[str, str]) 
     return result.returncode == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Redis, head and worker; their own commands, but for ports, paths and names of hosts."""
     home = tmp_path_factory.mktemp("stack")

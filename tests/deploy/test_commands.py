@@ -12,10 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
+import ray._private.utils as ray_utils
 import redis
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from posteriori.commands.cluster import connected
 from tests.deploy.conftest import Stack, posteriori, run_file, running, wait_until
 from tests.deploy.files import (
     DASHBOARD,
@@ -85,6 +88,22 @@ def test_entrypoint_of_the_ray_job(stack: Stack, tiny_lm_path: Path, tmp_path: P
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     summary = json.loads((stack.runs / "job/report.json").read_text())["summary"]
     assert summary["steps"] == 4 and summary["counters"]["trajectories inserted"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_without_an_address_joins_no_cluster(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the one that `ray start` left as this machine's latest."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    latest = f"127.0.0.1:{stack.gcs_port}"
+    ray_utils.write_ray_address(latest)
+    try:
+        with connected():
+            assert ray.get_runtime_context().gcs_address.split(":")[-1] != str(stack.gcs_port)
+    finally:
+        Path(ray_utils.get_ray_address_file(None)).unlink()
 
 
 @pytest.mark.ray

@@ -134,7 +134,9 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint(
 
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     monkeypatch.setenv("PYTHONPATH", root)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
     try:
         parts = Parts(run_file(tiny_lm_path, steps=100_000), server, tiny_lm)
         first = LearnerActor.remote(*parts.arguments(tmp_path / "run"))
@@ -170,7 +172,9 @@ def test_two_processes_on_ray_learn_and_end_with_the_first_cause(
 
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     monkeypatch.setenv("PYTHONPATH", root)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
     try:
         config = run_file(tiny_lm_path, steps=100_000, processes=2, prompts_per_step=2)
         parts = Parts(config, server, tiny_lm)

@@ -24,11 +24,18 @@ from replay.server import redis_server_binary
 READY_SECONDS = 60.0
 
 
+HIGHEST_CLUSTER_PORT = 55_535
+"""A Redis of a cluster talks to the others on its port + 10,000."""
+
+
 def free_port() -> int:
-    """Of loopback; free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Of loopback, where a Redis of any kind can listen; free a moment ago."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= HIGHEST_CLUSTER_PORT:
+            return port
 
 
 def wait_until(condition, what: str, seconds: float = READY_SECONDS) -> None:  # type: ignore[no-untyped-def]

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from actors.adapter_files import check_adapter, check_slot, engine_rank
+from actors.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_adapter,
+    check_slot,
+    engine_rank,
+)
 from actors.behaviour import MoveTable, behaviour_log_q
 from posteriori.draft import Draft
 from posteriori.errors import UserError
@@ -129,14 +137,17 @@ class TransformersEngine:
         self._model: Any = model.requires_grad_(False).to(device).eval()
         # A second module tree around the same weights: the base LM is sampled without PEFT's layers.
         self._peft: Any = None
-        self._active = 0  # version that PEFT has switched on; switching walks the whole tree
+        self._active = ""  # the adapter that PEFT has switched on; switching walks the whole tree
         self._device = torch.device(device)
         context = int(model.config.get_text_config().max_position_embeddings)
         self._max_model_tokens = min(max_model_tokens or context, context)
         self._max_rank = engine_rank(lora_rank)
         self._max_adapters = max_adapters
         self._seeds = np.random.default_rng(seed)
-        self._versions: set[int] = set()
+        self._names: dict[int, str] = {}  # of the loaded versions, in PEFT
+        self._settings: dict[
+            str, str
+        ] = {}  # of every adapter in PEFT, those of removed versions too
         self._tables: dict[LegalMoves, MoveTable] = {}
         self._groups: dict[str, _Group] = {}
         self._pending: list[_Group] = []
@@ -151,15 +162,47 @@ class TransformersEngine:
             UserError: the files cannot be served, the version is loaded already, or all slots
                 are taken.
         """
-        from peft import LoraConfig, PeftModel
-
-        check_slot(version, self._versions, self._max_adapters)
+        check_slot(version, self._names, self._max_adapters)
         check_adapter(directory, self._max_rank)
-        name = _adapter_name(version)
+        settings = (directory / CONFIG_FILE).read_text(encoding="utf-8")
+        name = self._free_name(settings)
         try:
-            self._active = 0
+            # From bytes: safetensors' own reading of files leaks a string for every tensor.
+            weights = safetensors.torch.load((directory / WEIGHTS_FILE).read_bytes())
+            self._write(name, directory, weights)
+        except (ValueError, RuntimeError, OSError, KeyError) as cause:
+            self._unload(name)
+            raise UserError(
+                f"PEFT cannot load the adapter {directory}: {cause}",
+                "Check that it was trained on this model, on its attention and MLP projections.",
+            ) from cause
+        self._settings[name] = settings
+        self._names[version] = name
+
+    def _free_name(self, settings: str) -> str:
+        """PEFT's name for one more adapter: that of a removed one with these settings, whose place it takes,
+        or else a new one. A bare number would pass for the index of a layer in PEFT's keys."""
+        used = set(self._names.values())
+        idle = [name for name in self._settings if name not in used]
+        for name in idle:
+            if self._settings[name] == settings:
+                return name
+        if len(self._settings) == self._max_adapters:
+            self._unload(idle[0])
+        return next(name for k in count() if (name := f"slot-{k}") not in self._settings)
+
+    def _write(self, name: str, directory: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Give PEFT's adapter ``name`` these weights; make it first if there is none.
+
+        Raises:
+            ValueError: there are not exactly the weights of such an adapter.
+        """
+        from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+        self._active = ""
+        if self._peft is None or name not in self._peft.peft_config:
+            config = LoraConfig.from_pretrained(str(directory))
             if self._peft is None:
-                config = LoraConfig.from_pretrained(str(directory))
                 shared = {
                     id(tensor): tensor
                     for tensor in (*self._model.parameters(), *self._model.buffers())
@@ -167,25 +210,16 @@ class TransformersEngine:
                 body = copy.deepcopy(self._model, memo=shared)
                 self._peft = PeftModel(
                     body, config, adapter_name=name, autocast_adapter_dtype=False
-                ).eval()
-            loaded = self._peft.load_adapter(
-                str(directory),
-                adapter_name=name,
-                torch_device=str(self._device),
-                autocast_adapter_dtype=False,
-            )
-            # PEFT only warns here, and would go on with a random or a partial adapter.
-            wrong = [*loaded.missing_keys, *loaded.unexpected_keys]
-            if wrong:
-                raise ValueError(f"weights {', '.join(wrong[:3])} do not fit the model")
-        except (ValueError, RuntimeError, OSError, KeyError) as cause:
-            self._unload(name)
-            raise UserError(
-                f"PEFT cannot load the adapter {directory}: {cause}",
-                "Check that it was trained on this model, on its attention and MLP projections.",
-            ) from cause
-        self._peft.eval()
-        self._versions.add(version)
+                )
+            else:
+                self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+            self._peft.eval()
+        loaded = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+        # PEFT names the base model's weights, too, and leaves random what it does not find.
+        missing = [k for k in loaded.missing_keys if "lora_" in k and f".{name}." in k]
+        wrong = [*missing, *loaded.unexpected_keys]
+        if wrong:
+            raise ValueError(f"weights {', '.join(wrong[:3])} do not fit the model")
 
     def remove_adapter(self, version: int) -> None:
         """Free a version.
@@ -193,17 +227,17 @@ class TransformersEngine:
         Raises:
             ValueError: requests in flight use it, or it is not loaded.
         """
-        if version not in self._versions:
+        if version not in self._names:
             raise ValueError(f"adapter version {version} is not loaded")
         if any(g.request.adapter_version == version for g in self._groups.values()):
             raise ValueError(f"adapter version {version} is used by requests in flight")
-        self._versions.remove(version)
-        self._unload(_adapter_name(version))
+        del self._names[version]  # the next one of its kind overwrites it
 
     def _unload(self, name: str) -> None:
+        self._settings.pop(name, None)
         if self._peft is None or name not in self._peft.peft_config:
             return
-        self._active = 0
+        self._active = ""
         if len(self._peft.peft_config) > 1:
             self._peft.delete_adapter(name)
         else:
@@ -212,7 +246,7 @@ class TransformersEngine:
     @property
     def adapter_versions(self) -> tuple[int, ...]:
         """Loaded versions, ascending, without 0."""
-        return tuple(sorted(self._versions))
+        return tuple(sorted(self._names))
 
     # ------------------------------------------------------------------------------- requests
 
@@ -225,7 +259,7 @@ class TransformersEngine:
         """
         if request.id in self._groups:
             raise ValueError(f"request {request.id} is in flight already")
-        if request.adapter_version and request.adapter_version not in self._versions:
+        if request.adapter_version and request.adapter_version not in self._names:
             raise ValueError(f"adapter version {request.adapter_version} is not loaded")
         tokens = len(request.prompt_ids) + request.moves.longest
         if not request.prompt_ids or tokens > self._max_model_tokens:
@@ -297,9 +331,10 @@ class TransformersEngine:
         model = self._model
         if version:
             model = self._peft
-            if version != self._active:
-                model.set_adapter(_adapter_name(version))
-                self._active = version
+            name = self._names[version]
+            if name != self._active:
+                model.set_adapter(name)
+                self._active = name
         logits: torch.Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         return logits
 
@@ -393,8 +428,3 @@ class TransformersEngine:
     def _forget_moves(self) -> None:
         used = {group.request.moves for group in self._groups.values()}
         self._tables = {moves: table for moves, table in self._tables.items() if moves in used}
-
-
-def _adapter_name(version: int) -> str:
-    """PEFT's name of a version. A bare number would pass for the index of a layer in its keys."""
-    return f"version-{version}"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+from actors.self_test import random_adapter
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.moves import DEAD, LegalMoves
@@ -222,6 +223,34 @@ def test_many_versions_in_turn(
         engine.remove_adapter(version)
 
 
+def test_versions_of_several_ranks_in_turn(
+    engine: Engine,
+    adapted_models: Adapters,
+    tiny_lm_path: Path,
+    tmp_path: Path,
+    fresh_version: Callable[[], int],
+) -> None:
+    """An adapter may get the place of a removed one of its rank, or must make that of another free."""
+    made = list(adapted_models.values())
+    for rank in (2, 4, 5):
+        lm = LanguageModel.load(str(tiny_lm_path))
+        directory = tmp_path / f"rank-{rank}"
+        made.append(
+            (directory, random_adapter(lm.model, directory, rank=rank, scale=0.3, seed=rank))
+        )
+    moves = free(1, 3)
+    loaded: list[tuple[int, torch.nn.Module]] = []
+    for turn in range(12):
+        directory, model = made[turn % len(made)]
+        if len(loaded) == MAX_ADAPTERS:
+            engine.remove_adapter(loaded.pop(turn % 2)[0])
+        loaded.append((fresh_version(), model))
+        engine.add_adapter(loaded[-1][0], directory)
+        for version, model in loaded:
+            for sample in draw(engine, PROMPT, moves, 2, version=version, seed=turn):
+                assert_log_q(sample, model, moves)
+
+
 def test_versions_that_are_also_layer_indices(
     transformers_engine: Engine, adapted_models: Adapters
 ) -> None:
@@ -375,6 +404,29 @@ def test_an_adapter_of_another_model_is_refused(
     with pytest.raises(UserError, match="adapter"):
         engine.add_adapter(fresh_version(), broken)
     assert engine.adapter_versions == ()
+
+
+def test_an_adapter_without_some_weights_does_not_keep_those_before(
+    transformers_engine: Engine,
+    broken: Path,
+    adapted_models: Adapters,
+    fresh_version: Callable[[], int],
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (first, _), (_, model) = adapted_models.values()
+    transformers_engine.add_adapter(version := fresh_version(), first)
+    transformers_engine.remove_adapter(version)
+    weights = broken / "adapter_model.safetensors"
+    save_file({k: w for k, w in load_file(weights).items() if "layers.0" not in k}, weights)
+    with pytest.raises(UserError, match=r"layers\.0"):
+        transformers_engine.add_adapter(fresh_version(), broken)
+    assert transformers_engine.adapter_versions == ()
+    transformers_engine.add_adapter(version := fresh_version(), adapted_models["second"][0])
+    moves = free(1, 3)
+    for sample in draw(transformers_engine, PROMPT, moves, 2, version=version):
+        assert_log_q(sample, model, moves)
+    transformers_engine.remove_adapter(version)
 
 
 # ------------------------------------------------------------------------------------- tools

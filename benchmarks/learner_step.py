@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from learner.learner import Learner
-from learner.objectives import Batch, flow_residuals, losses, summarise
+from learner.objectives import Batch, configured_losses, flow_residuals, summarise
 from posteriori.config import RunConfig, parse
 from posteriori.groups import Group, prepare
 from posteriori.lm import LanguageModel
@@ -162,14 +162,6 @@ class Workload:
 
     def objective(self, batch: Batch) -> None:
         """From log q to the gradient of the loss with respect to it, with the summaries of the step."""
-        settings = self.learner.settings
         summarise(batch, flow_residuals(batch))
-        loss, _ = losses(
-            batch,
-            settings.objective,
-            subtb_lambda=settings.subtb_lambda,
-            anchor_weight=settings.anchor_weight,
-            root=settings.root,
-            huber_delta=settings.huber_delta_nats,
-        )
+        loss, _ = configured_losses(batch, self.learner.settings)
         (loss.sum() / len(loss)).backward()

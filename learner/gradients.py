@@ -20,9 +20,9 @@ from learner.objectives import (
     Batch,
     Flows,
     GroupLogZ,
+    configured_losses,
     flow_residuals,
     group_log_z,
-    losses,
     summarise,
 )
 from posteriori.config import LearnerConfig
@@ -134,15 +134,7 @@ def accumulate(
             estimate = group_log_z(flows, batch.group).mean
             batch = replace(batch, log_z=log_z.at(torch.tensor(rows), estimate).to(policy.device))
         reference = None if references is None else _join([references[i] for i in chosen])
-        loss, _ = losses(
-            batch,
-            config.objective,
-            subtb_lambda=config.subtb_lambda,
-            anchor_weight=config.anchor_weight,
-            root=config.root,
-            huber_delta=config.huber_delta_nats,
-            reference=reference,
-        )
+        loss, _ = configured_losses(batch, config, reference)
         (loss.sum() / total).backward()
         sizes = [len(part.group) for part in members]
         columns = [

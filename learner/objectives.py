@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from posteriori.config import LearnerConfig
+
 ObjectiveName = Literal["subtb", "vargrad", "tb", "subtb+vargrad", "contrastive"]
 
 
@@ -188,6 +190,21 @@ def contrastive_tb(ends: Tensor, group: Tensor, huber_delta: float | None = None
     others = (same.sum(dim=1) - 1).clamp(min=1)
     pairs = penalty(ends[:, None] - ends[None, :], huber_delta)
     return torch.where(same, pairs, 0.0).sum(dim=1) / others
+
+
+def configured_losses(
+    batch: Batch, config: LearnerConfig, reference: GroupLogZ | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`losses` as a run file's ``learner`` section says."""
+    return losses(
+        batch,
+        config.objective,
+        subtb_lambda=config.subtb_lambda,
+        anchor_weight=config.anchor_weight,
+        root=config.root,
+        huber_delta=config.huber_delta_nats,
+        reference=reference,
+    )
 
 
 def losses(

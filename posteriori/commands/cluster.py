@@ -131,8 +131,10 @@ def connected() -> Iterator[None]:
         UserError: the cluster does not answer.
     """
     import ray
-    from ray._private import ray_constants
+    from ray._private import auto_init_hook, ray_constants
 
+    # A router of Ray Serve outlives the service by seconds; what it asks then would start another Ray.
+    auto_init_hook.enable_auto_connect = False
     # "local", not nothing: with nothing Ray joins whatever cluster was started last on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
     resources: dict[str, Any] = {}

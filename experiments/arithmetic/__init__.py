@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from experiments.arithmetic.plot import draw
 from experiments.arithmetic.problem import OPERANDS
-from experiments.arithmetic.trial import GFN, PPO, SFT, UNSEEDED, run
+from experiments.arithmetic.trial import (
+    GFN,
+    GFN_MISLED,
+    PPO,
+    PPO_MISLED,
+    SFT,
+    UNSEEDED,
+    run,
+)
 from experiments.harness import Claim, Column, Experiment, Summary
 
 
@@ -14,10 +22,16 @@ def claims(summary: Summary) -> Sequence[Claim]:
     """GFN over SFT over PPO for every number of operands, less with more operands, and gold helps."""
     right = {
         method: [summary[method][f"right{k}"].mean for k in OPERANDS]
-        for method in (SFT, PPO, GFN, UNSEEDED)
+        for method in (SFT, PPO, GFN, UNSEEDED, PPO_MISLED, GFN_MISLED)
     }
     found = []
-    for better, worse in ((GFN, SFT), (SFT, PPO), (GFN, UNSEEDED)):
+    for better, worse in (
+        (GFN, SFT),
+        (SFT, PPO),
+        (GFN, UNSEEDED),
+        (SFT, PPO_MISLED),
+        (GFN_MISLED, PPO_MISLED),
+    ):
         pairs = list(zip(right[better], right[worse], strict=True))
         text = ", ".join(f"{100 * a:.1f} > {100 * b:.1f}" for a, b in pairs)
         found.append(

@@ -34,6 +34,11 @@ TRAINED_ACTIONS: Final = 18
 TESTED_ACTIONS: Final = 26
 """Longest Z at test: room for five operands."""
 
+WORKED: Final = f"{SHOTS} {{x}}"
+MISSPECIFIED: Final = "{sum}"
+"""What the reward LM sees before Z: worked sums and the question, or the bare sum. Behind the latter the question
+repeated is likelier than the right chain by some 30 nats (in the paper: 14)."""
+
 POLICY_PROMPT: Final = "{sum} = ? Answer:"
 """Half as familiar as what pocket has read: it takes the chain for granted and miscopies the operands."""
 
@@ -78,7 +83,9 @@ def held_out(directory: Path, operands: int) -> list[dict[str, str]]:
     return prompts(directory / f"test_{operands}_operands.json", f"test-{operands}")
 
 
-def problem(rows: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+def problem(
+    rows: Sequence[dict[str, str]], max_tokens: int, reward_context: str = WORKED
+) -> dict[str, Any]:
     """The problem section of a run file."""
     return {
         "name": "arithmetic",
@@ -88,19 +95,25 @@ def problem(rows: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         "min_tokens": 5,
         "max_tokens": max_tokens,
         "policy_prompt": POLICY_PROMPT,
-        "terms": [{"context": f"{SHOTS} {{x}}", "target": "{z}{y}", "model": REWARD_LM}],
+        "terms": [{"context": reward_context, "target": "{z}{y}", "model": REWARD_LM}],
         "tool": {"use": "calculator", "max_operands": 2},
     }
 
 
 def run_config(
-    directory: Path, *, seed: int, steps: int, gold: bool, start: str = REWARD_LM
+    directory: Path,
+    *,
+    seed: int,
+    steps: int,
+    gold: bool,
+    start: str = REWARD_LM,
+    reward_context: str = WORKED,
 ) -> RunConfig:
     """The run file of a GFlowNet policy that begins at the LM ``start``.
 
     Its test X's are named in it, so that leaks are refused.
     """
-    section = problem(training_prompts(directory), TRAINED_ACTIONS)
+    section = problem(training_prompts(directory), TRAINED_ACTIONS, reward_context)
     section["test_prompts"] = [row for k in OPERANDS for row in held_out(directory, k)]
     if gold:
         section["gold"] = {"template": "{gold}"}

@@ -3,7 +3,9 @@
 All but prompting share the problem: alphabet, calculator, reward, size of adapter. SFT is given the
 gold chains. The GFlowNet begins at that SFT, finds the same chains in its replay buffer, and explores X's
 without a chain as PPO does, for as many reward evaluations; PPO stands there twice, from the base LM and
-from the SFT. Figures are shares of single draws at temperature 1: q is meant to be a posterior.
+from the SFT. Both are also given a reward that prefers the question repeated to the right chain, as the paper's
+does; their log R is measured under the right one all the same. Figures are shares of single draws at
+temperature 1: q is meant to be a posterior.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from baselines.sft import SFTSettings, train_sft
 from baselines.trained import given
 from experiments.arithmetic import assess
 from experiments.arithmetic.problem import (
+    MISSPECIFIED,
     OPERANDS,
     SHOTS,
     TESTED_ACTIONS,
+    WORKED,
     held_out,
     problem,
     run_config,
@@ -38,6 +42,8 @@ from posteriori.trajectory import Trajectory
 COT, BASE, SFT, PPO = "CoT prompting", "base LM", "SFT", "PPO"
 PPO_FROM_SFT = "PPO from that SFT"
 GFN, UNSEEDED = "GFN", "GFN without gold"
+PPO_MISLED = "PPO from that SFT, misspecified R"
+GFN_MISLED = "GFN from that SFT, misspecified R"
 WRITTEN: Mapping[str, Callable[[str], str]] = {
     "right chain": assess.right_chain,
     "the question repeated": lambda question: f" {question}",
@@ -87,8 +93,17 @@ def run(trial: Trial) -> list[Row]:
     start = merged(sft.language_model(), trial.directory / "sft-merged")
     rows.append(assessment.policy(SFT, start, reward_evaluations=0, seconds=sft.seconds))
 
-    def gflownet(name: str, lm: LanguageModel, *, gold: bool) -> tuple[Row, int]:
-        config = run_config(data, seed=trial.seed, steps=steps, gold=gold, start=lm.name)
+    def gflownet(
+        name: str, lm: LanguageModel, *, gold: bool, reward_context: str = WORKED
+    ) -> tuple[Row, int]:
+        config = run_config(
+            data,
+            seed=trial.seed,
+            steps=steps,
+            gold=gold,
+            start=lm.name,
+            reward_context=reward_context,
+        )
         done = train_locally(config, directory=trial.directory / name, lm=lm)
         cost = {"reward_evaluations": done.trajectories, "seconds": done.seconds}
         return assessment.policy(
@@ -104,10 +119,19 @@ def run(trial: Trial) -> list[Row]:
 
     learned, evaluations = gflownet(GFN, start, gold=True)
     rows.append(ppo(PPO, lm, problems, evaluations))
-    at_start = run_config(data, seed=trial.seed, steps=steps, gold=False, start=start.name)
-    rows.append(ppo(PPO_FROM_SFT, start, build_problems(at_start, start), evaluations))
+    for name, context in ((PPO_FROM_SFT, WORKED), (PPO_MISLED, MISSPECIFIED)):
+        at_start = run_config(
+            data,
+            seed=trial.seed,
+            steps=steps,
+            gold=False,
+            start=start.name,
+            reward_context=context,
+        )
+        rows.append(ppo(name, start, build_problems(at_start, start), evaluations))
     rows.append(learned)
     rows.append(gflownet(UNSEEDED, lm, gold=False)[0])
+    rows.append(gflownet(GFN_MISLED, start, gold=True, reward_context=MISSPECIFIED)[0])
     return [*rows, *assessment.reward()]
 
 

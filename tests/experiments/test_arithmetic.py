@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments.arithmetic import EXPERIMENT, assess
 from experiments.arithmetic.problem import (
+    MISSPECIFIED,
     OPERANDS,
     TESTED_ACTIONS,
     TRAINED_ACTIONS,
+    WORKED,
     held_out,
     problem,
     run_config,
     training_prompts,
     write_items,
 )
+from experiments.arithmetic.trial import GFN_MISLED, PPO_MISLED, WRITTEN
 from experiments.harness import Cell, Trial
 from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
@@ -124,6 +128,7 @@ def test_claims_follow_the_means() -> None:
         SFT=(0.7, 0.3, 0.2), PPO=(0.3, 0.2, 0.1), GFN=(0.9, 0.8, 0.4),
         GFN_without_gold=(0.4, 0.2, 0.1),
     )  # fmt: skip
+    good |= {PPO_MISLED: good["PPO"], GFN_MISLED: good["GFN"]}
     assert all(claim.holds for claim in EXPERIMENT.claims(good))
     bad = {**good, **rows(PPO=(0.71, 0.2, 0.1))}
     assert [claim.holds for claim in EXPERIMENT.claims(bad)].count(False) == 1
@@ -136,3 +141,24 @@ def test_a_quick_trial(tmp_path: Path) -> None:
     assert by_method["GFN"]["reward_evaluations"] > 0
     assert by_method["log R: right chain"]["log_r"] > by_method["log R: first call alone"]["log_r"]
     assert all(0 <= by_method[m][f"right{k}"] <= 1 for m in ("SFT", "PPO", "GFN") for k in OPERANDS)
+
+
+def test_the_misspecified_reward_prefers_the_question_repeated(
+    pocket: LanguageModel, data: Path
+) -> None:
+    for context, repeated_wins in ((WORKED, False), (MISSPECIFIED, True)):
+        section = problem(held_out(data, 4), TESTED_ACTIONS, context)
+        sums = build_problem(ProblemConfig.model_validate(section), pocket)
+        means = [
+            np.mean(
+                assess.log_rewards(
+                    sums,
+                    {
+                        prompt.id: [assess.written(sums, prompt, write(prompt.fields["sum"]))]
+                        for prompt in sums.prompts
+                    },
+                )
+            )
+            for write in (WRITTEN["the question repeated"], WRITTEN["right chain"])
+        ]
+        assert (means[0] > means[1] + 10) == repeated_wins

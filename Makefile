@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Two workers: engines, Ray, browser and faults in one (tests/conftest.py), all else in the other.
+# Two workers: clusters and faults in one, engines, browser and all else in the other (tests/conftest.py).
 BOTH_CORES := -n 2
 
 # The stamp's name is a hash of all that decides what is installed, so an edit there reinstalls.

@@ -25,20 +25,22 @@ from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 
-SHARE_THE_MACHINE = ("vllm", "ray", "faults", "page")
-"""Files with tests of these kinds go to one worker, which runs them in turn and starts one engine for all."""
+TOGETHER = {"cluster": ("ray", "faults"), "engine": ("vllm", "page")}
+"""Files with tests of these kinds go to one worker: clusters one after another, and one engine for all."""
 
 
 @cache
 def _scope(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
-    shared = any(f"mark.{kind}" in text for kind in SHARE_THE_MACHINE)
-    return "machine" if shared else str(file)
+    for scope, kinds in TOGETHER.items():
+        if any(f"mark.{kind}" in text for kind in kinds):
+            return scope
+    return str(file)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files stay whole, and those that need the machine together."""
+    """Files stay whole, and those of a kind together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

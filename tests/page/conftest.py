@@ -20,9 +20,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WAIT_MILLISECONDS = 120_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One headless browser for all tests."""
+    """One headless browser a file: while it is open, an event loop runs in this thread, and no other can."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     from playwright.sync_api import sync_playwright

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from api.adapters import Adapters
 from api.draws import Adapter
-from api.errors import ApiError, unknown, wrong
+from api.errors import ApiError, as_api_error, unknown, wrong
 from api.learned import learned_log_z
 from api.settings import ServeSettings
 from api.trust import checked_problem
@@ -127,8 +127,8 @@ class Catalogue:
         """What a request asks for.
 
         Raises:
-            ApiError: unknown run, problem, prompt or version; missing or unknown fields; X too long.
-            UserError: a declared problem cannot be built.
+            ApiError: unknown run, problem, prompt or version; missing or unknown fields; X too long; a
+                declared problem that cannot be built.
         """
         run = self.served(target.run) if target.run is not None else None
         if isinstance(target.problem, ProblemConfig):
@@ -173,7 +173,10 @@ class Catalogue:
     def _declaration(self, config: ProblemConfig) -> Problem:
         key = config.model_dump_json()
         if key not in self._declared:
-            self._declared[key] = build_problem(config, self.base)
+            try:
+                self._declared[key] = build_problem(config, self.base)
+            except UserError as cause:
+                raise as_api_error(cause, "problem") from cause
             if len(self._declared) > DECLARED_KEPT:
                 self._declared.popitem(last=False)
         self._declared.move_to_end(key)

@@ -72,8 +72,8 @@ def unknown(what: str, name: object, known: Sequence[object], field: str) -> Api
     )
 
 
-def as_api_error(error: UserError) -> ApiError:
-    """The status and code of an error of the vocabulary."""
+def as_api_error(error: UserError, field: str | None = None) -> ApiError:
+    """The status and code of an error of the vocabulary, and the field that it is about, if one is."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, StorageUnreachable):
@@ -83,7 +83,7 @@ def as_api_error(error: UserError) -> ApiError:
     if isinstance(error, WaitTimeout):
         return ApiError(504, "timeout", error.problem, error.fix)
     code = "infeasible" if "log Z = -inf" in error.problem else "invalid"
-    return ApiError(422, code, error.problem, error.fix)
+    return ApiError(422, code, error.problem, error.fix, field)
 
 
 def body(error: ApiError) -> ErrorBody:

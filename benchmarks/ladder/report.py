@@ -95,7 +95,8 @@ def _worth(results: Results) -> list[str]:
     equivalent = particle_equivalent(gap_of_q, gaps)
     more, less = "", ""
     if equivalent is None:
-        if not gaps or gap_of_q >= min(gaps.values()):
+        # A base LM alone, one particle, says nothing of filters.
+        if max(gaps, default=1) == 1 or gap_of_q >= min(gaps.values()):
             return []
         equivalent = float(max(gaps))
         more, less = "more than ", "at most "

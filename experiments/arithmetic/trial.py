@@ -11,6 +11,7 @@ temperature 1: q is meant to be a posterior.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,10 @@ def run(trial: Trial) -> list[Row]:
     rows = [assessment.prompting(lm), assessment.policy(BASE, lm)]
     steps = 4 if quick else STEPS
 
-    without_gold = run_config(data, seed=trial.seed, steps=steps, gold=False)
+    run_file = partial(run_config, data, seed=trial.seed, steps=steps)
+    without_gold = run_file(gold=False)
     problems = build_problems(without_gold, lm)
-    demonstrated = build_problems(run_config(data, seed=trial.seed, steps=steps, gold=True), lm)
+    demonstrated = build_problems(run_file(gold=True), lm)
     sft = train_sft(
         demonstrated,
         _gold(demonstrated[0]),
@@ -96,14 +98,7 @@ def run(trial: Trial) -> list[Row]:
     def gflownet(
         name: str, lm: LanguageModel, *, gold: bool, reward_context: str = WORKED
     ) -> tuple[Row, int]:
-        config = run_config(
-            data,
-            seed=trial.seed,
-            steps=steps,
-            gold=gold,
-            start=lm.name,
-            reward_context=reward_context,
-        )
+        config = run_file(gold=gold, start=lm.name, reward_context=reward_context)
         done = train_locally(config, directory=trial.directory / name, lm=lm)
         cost = {"reward_evaluations": done.trajectories, "seconds": done.seconds}
         return assessment.policy(
@@ -120,14 +115,7 @@ def run(trial: Trial) -> list[Row]:
     learned, evaluations = gflownet(GFN, start, gold=True)
     rows.append(ppo(PPO, lm, problems, evaluations))
     for name, context in ((PPO_FROM_SFT, WORKED), (PPO_MISLED, MISSPECIFIED)):
-        at_start = run_config(
-            data,
-            seed=trial.seed,
-            steps=steps,
-            gold=False,
-            start=start.name,
-            reward_context=context,
-        )
+        at_start = run_file(gold=False, start=start.name, reward_context=context)
         rows.append(ppo(name, start, build_problems(at_start, start), evaluations))
     rows.append(learned)
     rows.append(gflownet(UNSEEDED, lm, gold=False)[0])

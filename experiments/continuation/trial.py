@@ -137,30 +137,22 @@ def _train(
     steps: int,
     enumerable: bool,
 ) -> LanguageModel:
-    # Over all tokens a full stop in the middle of a sentence is so unlikely that SubTB spends itself on how
-    # unlikely (docs/log.md); VarGrad looks at whole sentences alone.
-    learner = (
-        LearnerConfig(
-            steps=steps,
-            prompts_per_step=6,
-            trajectories_per_prompt=12,
-            learning_rate=2e-3,
-            huber_delta_nats=5.0,
-            evaluate_every_steps=steps,
-            checkpoint_every_steps=steps,
-        )
-        if enumerable
-        else LearnerConfig(
-            objective="vargrad",
-            steps=steps,
-            prompts_per_step=8,
-            trajectories_per_prompt=32,
-            learning_rate=1e-3,
-            huber_delta_nats=2.0,
-            evaluate_every_steps=steps,
-            checkpoint_every_steps=steps,
-        )
+    learner = LearnerConfig(
+        steps=steps,
+        prompts_per_step=6,
+        trajectories_per_prompt=12,
+        learning_rate=2e-3,
+        huber_delta_nats=5.0,
+        evaluate_every_steps=steps,
+        checkpoint_every_steps=steps,
     )
+    if not enumerable:
+        # Over all tokens a full stop in the middle of a sentence is so unlikely that SubTB spends itself on how
+        # unlikely (docs/log.md); VarGrad looks at whole sentences alone.
+        whole = {"objective": "vargrad", "prompts_per_step": 8, "trajectories_per_prompt": 32}
+        learner = learner.model_copy(
+            update={**whole, "learning_rate": 1e-3, "huber_delta_nats": 2.0}
+        )
     share = 0.25 if enumerable else 0.1
     config = RunConfig(
         run="continuation",

@@ -26,8 +26,16 @@ def coarsest_dtype(config: RunConfig) -> str:
     return max((config.dtype, vllm.dtype or config.dtype), key=TOLERANCE_NATS.__getitem__)
 
 
-def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> Engine:
+def start_engine(
+    config: RunConfig, problems: Sequence[Problem], seed: int, device: str | None = None
+) -> Engine:
     """Start the configured engine for the run's base model, adapter rank and longest sequence.
+
+    Args:
+        config: the run file.
+        problems: whose X's and longest Z's it is to serve.
+        seed: of requests without one.
+        device: of the transformers engine; None: a GPU if the run file gives actors one.
 
     Raises:
         UserError: the model cannot be loaded or served.
@@ -47,7 +55,7 @@ def start_engine(config: RunConfig, problems: Sequence[Problem], seed: int) -> E
             max_adapters=ADAPTER_SLOTS,
             dtype=config.dtype,
             max_model_tokens=longest,
-            device="cuda" if sampling.gpus_per_actor > 0 else "cpu",
+            device=device or ("cuda" if sampling.gpus_per_actor > 0 else "cpu"),
             seed=seed,
         )
     from actors.vllm_engine import VllmEngine

@@ -60,7 +60,7 @@ class VllmEngine:
         lora_rank: largest rank of the adapters to come.
         max_adapters: adapter versions held at once; at least 2, so that requests in flight finish
             under their own version while the next one is loaded.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32`` (on CPU only), ``bfloat16`` or ``float16``.
         quantization: vLLM's name of the method by which the base's weights are quantised.
         tensor_parallel: GPUs (on CPU: processes) that hold the base together.
         prefix_caching: keep what was computed for prompts, for requests that begin alike.
@@ -109,6 +109,11 @@ class VllmEngine:
         from actors.moves_processor import MovesProcessor
 
         on_cpu = current_platform.is_cpu()
+        if not on_cpu and dtype == "float32":
+            raise UserError(
+                "vLLM's kernels for adapters on a GPU take float16 and bfloat16, not float32.",
+                "Give dtype bfloat16, or use the transformers engine.",
+            )
         self._max_rank = engine_rank(lora_rank)
         self._max_adapters = max_adapters
         model_config = _model_config(str(model_path))

@@ -8,6 +8,9 @@ same engine is kept full with the same requests (X's, behaviours, newest adapter
 scored, at once, by the same reward. They take turns in one process. The worker does not score a Z that it has
 scored before, so a posterior of few strings may come out above 1; the one of long Z's shows the machinery alone.
 Tokens a CPU second of the process leave out waits for Redis, and what else a busy machine does.
+
+On a machine with a CUDA GPU engine, scorer and learner share it, with a Llama of 1.1 billion random parameters
+in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import torch
 from actors.exploration import Exploration, PlannedGroup
 from actors.rollout import RolloutWorker
 from benchmarks.measure import Report, Row, Target, main
+from benchmarks.models import LARGE, named
 from benchmarks.training_side import ORIGINAL_CORES, Pausable, core, learning
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import RunConfig, parse
@@ -44,6 +48,8 @@ RANK = 16
 TARGET = Target(0.95, "at least")
 PAIRS, SECONDS = 6, 4.0
 QUICK_PAIRS, QUICK_SECONDS = 1, 1.0
+GPU_MEMORY_SHARE = 0.3
+"""Of the engine; scorer and learner hold the model twice more."""
 STORIES = [
     {"x": f"{name} found a", "y": ". The wallet was full of money."}
     for name in ("Mia", "Tom", "Anna", "Ben")
@@ -61,13 +67,20 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 
 def run_config(
-    problem: dict[str, Any], number: int, directory: Path, model: str, engine: str, rank: int
+    problem: dict[str, Any],
+    number: int,
+    directory: Path,
+    model: str,
+    engine: str,
+    rank: int,
+    device: str = "cpu",
 ) -> RunConfig:
     """A run of one workload whose two sides never wait for each other."""
     return parse(
         {
             "run": f"efficiency-{number}",
             "model": model,
+            "dtype": "float32" if device == "cpu" else "bfloat16",
             "output_directory": str(directory),
             "problems": [{"name": "z", **problem}],
             "sampling": {"engine": engine, "threads": 1},
@@ -76,7 +89,7 @@ def run_config(
                 "steps": 10**6,
                 "publish_every_steps": 2,
                 "threads": 1,
-                "device": "cpu",
+                "device": device,
                 "lora_rank": rank,
             },
             "oracle_max_strings": 1,
@@ -219,6 +232,7 @@ def measure_with(
     pairs: int,
     seconds: float,
     rank: int = RANK,
+    device: str = "cpu",
 ) -> Report:
     """All workloads on an engine that is there.
 
@@ -229,8 +243,9 @@ def measure_with(
         workloads: problems of a run file, by what the table calls them.
         pairs: turns of each side.
         seconds: of a turn.
+        device: of scorer and learner; not on the CPU they are in bfloat16.
     """
-    lm = LanguageModel.load(model)
+    lm = LanguageModel.load(model, "float32" if device == "cpu" else "bfloat16", device)
     rows, settings = [], {}
     with (
         TemporaryDirectory(prefix="efficiency-") as parent,
@@ -239,7 +254,7 @@ def measure_with(
         psutil.Process(server.pid).cpu_affinity(core(1))
         for number, (name, problem) in enumerate(workloads.items()):
             directory = Path(parent) / f"{number}"
-            config = run_config(problem, number, directory, model, kind, rank)
+            config = run_config(problem, number, directory, model, kind, rank, device)
             ratios, cpu_ratios, facts = compare(
                 engine, lm, config, server.url, directory, pairs, seconds
             )
@@ -255,17 +270,42 @@ def measure(quick: bool) -> Report:
     from actors.vllm_engine import VllmEngine
     from posteriori.lm import model_path
 
+    pairs, seconds = (QUICK_PAIRS, QUICK_SECONDS) if quick else (PAIRS, SECONDS)
+    if torch.cuda.is_available() and not quick:
+        return on_gpu(pairs, seconds)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(core(0)[0])
     psutil.Process().cpu_affinity(core(0))
     torch.set_num_threads(1)
     engine = VllmEngine(model_path("pocket"), lora_rank=RANK, max_model_tokens=96)
     psutil.Process().cpu_affinity(core(0))  # vLLM may have bound the process otherwise
     try:
-        pairs, seconds = (QUICK_PAIRS, QUICK_SECONDS) if quick else (PAIRS, SECONDS)
         return measure_with(engine, "pocket", "vllm", WORKLOADS, pairs, seconds)
     finally:
         engine.close()
         psutil.Process().cpu_affinity(ORIGINAL_CORES)
+
+
+def on_gpu(pairs: int, seconds: float) -> Report:
+    """Engine, scorer and learner of a larger model on one GPU; the cores stay as they are."""
+    from actors.vllm_engine import VllmEngine
+
+    with TemporaryDirectory(prefix="efficiency-model-") as folder:
+        lm = named(LARGE)
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        del lm
+        torch.cuda.empty_cache()
+        engine = VllmEngine(
+            folder,
+            lora_rank=RANK,
+            max_model_tokens=96,
+            dtype="bfloat16",
+            gpu_memory_utilization=GPU_MEMORY_SHARE,
+        )
+        try:
+            return measure_with(engine, folder, "vllm", WORKLOADS, pairs, seconds, device="cuda")
+        finally:
+            engine.close()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -23,16 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 from posteriori.errors import UserError
+from posteriori.lm import LanguageModel
 
 SEEDS = 3
 
 
-def hardware() -> str:
-    """CPU cores and architecture this process may use, GPU by name if there is one."""
+def hardware(device: str) -> str:
+    """CPU cores and architecture this process may use, and the GPU by name if it is to use one."""
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
     return f"{cores} CPU cores ({platform.machine()}){gpu}"
 
 
@@ -53,12 +54,18 @@ class Trial:
         quick: the form for tests: same code, minutes become seconds, figures mean nothing.
         directory: its own, empty; runs and adapters may be left there.
         console: for progress.
+        device: where models and engines live.
     """
 
     seed: int
     quick: bool
     directory: Path
     console: Console
+    device: str = "cpu"
+
+    def load(self, model: str) -> LanguageModel:
+        """A base LM on the trial's device."""
+        return LanguageModel.load(model, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -122,13 +129,14 @@ class Results:
     Attributes:
         trials: seed → rows.
         seconds: seed → wall clock of the trial.
+        hardware: that each of them ran on.
     """
 
     experiment: str
     quick: bool
     trials: Mapping[int, Sequence[Row]]
     seconds: Mapping[int, float]
-    hardware: str = field(default_factory=hardware)
+    hardware: Sequence[str]
 
     def summary(self) -> Summary:
         """Mean ± deviation over seeds."""
@@ -178,6 +186,7 @@ def run(
     work: Path,
     out: Path,
     console: Console,
+    device: str = "cpu",
 ) -> Results:
     """Run the seeds that have no results yet and write table, JSON and plot.
 
@@ -188,9 +197,11 @@ def run(
         work: keeps the rows of finished seeds; delete it to start over.
         out: gets ``NAME.json``, ``NAME.md`` and ``NAME.png``.
         console: progress, and the table at the end.
+        device: where models and engines live.
     """
     trials: dict[int, list[Row]] = {}
     seconds: dict[int, float] = {}
+    machines: dict[str, None] = {}
     for seed in range(seeds):
         kept = work / f"seed-{seed}.json"
         if not kept.exists():
@@ -198,15 +209,20 @@ def run(
             directory = work / f"seed-{seed}-{time.time_ns():x}"
             directory.mkdir(parents=True)
             began = time.monotonic()
-            rows = experiment.run(Trial(seed, quick, directory, console))
+            rows = experiment.run(Trial(seed, quick, directory, console, device))
             _write(
                 kept,
-                {"seconds": time.monotonic() - began, "rows": [asdict(row) for row in rows]},
+                {
+                    "seconds": time.monotonic() - began,
+                    "hardware": hardware(device),
+                    "rows": [asdict(row) for row in rows],
+                },
             )
         loaded = json.loads(kept.read_text())
         trials[seed] = [Row(**row) for row in loaded["rows"]]
         seconds[seed] = float(loaded["seconds"])
-    results = Results(experiment.name, quick, trials, seconds)
+        machines[loaded["hardware"]] = None
+    results = Results(experiment.name, quick, trials, seconds, list(machines))
     out.mkdir(parents=True, exist_ok=True)
     _write(out / f"{experiment.name}.json", to_dict(experiment, results))
     (out / f"{experiment.name}.md").write_text(markdown(experiment, results), encoding="utf-8")
@@ -274,7 +290,7 @@ def markdown(experiment: Experiment, results: Results) -> str:
     lines += [
         "",
         f"`{command(experiment, results)}`: mean ± standard deviation over {len(results.trials)} "
-        f"seed{'s' * (len(results.trials) > 1)}, {minutes:.1f} minutes a seed on {results.hardware}.",
+        f"seed{'s' * (len(results.trials) > 1)}, {minutes:.1f} minutes a seed on {' and '.join(results.hardware)}.",
         "",
         *(
             f"- {'holds' if claim.holds else '**does not hold**'}: {claim.text}"

@@ -16,4 +16,4 @@ def merged(trained: LanguageModel, directory: Path) -> LanguageModel:
     model = copy.deepcopy(trained.model).merge_and_unload()
     model.save_pretrained(directory)
     trained.tokenizer.save_pretrained(directory)
-    return LanguageModel.load(str(directory))
+    return LanguageModel.load(str(directory), device=str(trained.model.device))

@@ -219,7 +219,7 @@ def _references(
             means[i], ends[i] = mean, end
     sizes = [len(part.group) for part in parts]
     index = torch.tensor([p.index for p in parts for _ in range(len(p.group))]).to(policy.device)
-    flows = Flows(torch.cat(means), torch.zeros(len(index)), torch.cat(ends))
+    flows = Flows(torch.cat(means), torch.zeros(len(index), device=policy.device), torch.cat(ends))
     whole = group_log_z(flows, index)
     return [
         GroupLogZ(mean, end)

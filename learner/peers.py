@@ -55,8 +55,9 @@ class Peer:
 
         from learner.layers import run_layers_as_told
         from learner.log_z import LogZTable
-        from learner.process import load_for_learning, resolve_device
+        from learner.process import load_for_learning
         from learner.team import Team
+        from posteriori.device import resolve_device
         from posteriori.policy import Policy
         from posteriori.problems import build_problems
 
@@ -171,8 +172,8 @@ def gathered(config: RunConfig, on_event: Callable[..., object]) -> Iterator[Tea
     if config.learner.processes == 1:
         yield None
         return
-    from learner.process import resolve_device
     from learner.team import Team
+    from posteriori.device import resolve_device
 
     peers = Peers(config)
     try:

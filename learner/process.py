@@ -18,6 +18,7 @@ import ray
 
 from posteriori import config as run_file
 from posteriori.config import RunConfig
+from posteriori.device import resolve_device
 from posteriori.errors import StorageFull, StorageUnreachable, UserError
 
 if TYPE_CHECKING:
@@ -36,26 +37,6 @@ BEAT_SECONDS = 2.0
 
 ORACLE_DIRECTORY = "oracle"
 """Below the run's directory: log R of all strings, shared with the driver."""
-
-
-def resolve_device(name: str) -> str:
-    """``auto`` is the first GPU if there is one.
-
-    Raises:
-        UserError: the named device does not exist here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as cause:
-        raise UserError(
-            f"learner.device {name!r} cannot be used: {str(cause).splitlines()[0]}.",
-            "Write auto, cpu or cuda.",
-        ) from cause
-    return name
 
 
 def load_for_learning(config: RunConfig, device: str) -> LanguageModel:

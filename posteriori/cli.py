@@ -174,6 +174,7 @@ def experiment(
     out: Annotated[
         Path | None, typer.Option(help="Gets table, JSON and plot; default: the work directory.")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Run one of the paper's experiments and judge its table by what the paper's shows."""
     from experiments import harness
@@ -181,10 +182,18 @@ def experiment(
     if name == "list":
         console.print("\n".join(harness.names()), highlight=False)
         return
+    from posteriori.device import resolve_device
+
     found = harness.find(name)
     home = work / (f"{name}-quick" if quick else name)
     results = harness.run(
-        found, seeds=seeds, quick=quick, work=home, out=out or home, console=console
+        found,
+        seeds=seeds,
+        quick=quick,
+        work=home,
+        out=out or home,
+        console=console,
+        device=resolve_device(device),
     )
     harness.show(found, results, console)
 

@@ -595,6 +595,13 @@ class RunConfig(Section):
             )
         if self.placement.learner_gpus == 0 and self.learner.device.startswith("cuda"):
             raise ValueError("learner.device is cuda, but placement.learner_gpus is 0")
+        sampling = self.sampling
+        on_gpu = sampling.engine == "vllm" and sampling.gpus_per_actor > 0
+        if on_gpu and (sampling.vllm.dtype or self.dtype) == "float32":
+            raise ValueError(
+                "vLLM's kernels for adapters on a GPU take float16 and bfloat16, and this run is in float32: "
+                "set sampling.vllm.dtype: bfloat16, or sampling.engine: transformers"
+            )
         return self
 
     @property

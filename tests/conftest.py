@@ -25,8 +25,9 @@ from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 
-TOGETHER = {"cluster": ("ray", "faults"), "engine": ("vllm", "page")}
-"""Files with tests of these kinds go to one worker: clusters one after another, and one engine for all."""
+TOGETHER = {"faults": ("faults",), "cluster": ("ray",), "engine": ("vllm", "page")}
+"""Files with tests of these kinds go to one worker: clusters one after another, and one engine for all.
+Faults, mostly waiting for processes to start, are beside them or both would take twice as long."""
 
 
 @cache

@@ -15,7 +15,7 @@ from posteriori.placement import Asked, Room, asked, check_room
 
 def config(**sections: dict[str, Any]) -> RunConfig:
     problem = {"name": "p", "kind": "tempered", "prompts": [{"x": "a"}], "max_tokens": 2}
-    return run_file.parse({"run": "r", "problems": [problem], **sections})
+    return run_file.parse({"run": "r", "dtype": "bfloat16", "problems": [problem], **sections})
 
 
 def rooms(found: list[Asked]) -> list[tuple[float, float]]:

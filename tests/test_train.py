@@ -160,8 +160,9 @@ def test_an_actor_is_replaced_then_ctrl_c_then_resume(tiny_lm_path: Path, tmp_pa
     assert before["stopped_early"] and before["steps"] >= 100
     assert before["restarts"] == 1
 
-    after = resume_for(file, before["steps"] + 20)
-    assert after["steps"] == before["steps"] + 20
+    # More steps than the limiter allows on what was stored before.
+    after = resume_for(file, before["steps"] + 200)
+    assert after["steps"] == before["steps"] + 200
     assert after["adapter_version"] > before["adapter_version"]
     # Most are duplicates: there are only 84 strings.
     assert received(after) > received(before)

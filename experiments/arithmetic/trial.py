@@ -75,7 +75,7 @@ def run(trial: Trial) -> list[Row]:
         demonstrations=8 if quick else DEMONSTRATIONS,
         seed=trial.seed,
     )
-    lm = LanguageModel.load("pocket")
+    lm = trial.load("pocket")
     tests = {k: _test_problem(lm, data, k) for k in OPERANDS}
     assessment = _Assessment(tests, 2 if quick else CHAINS, trial)
     rows = [assessment.prompting(lm), assessment.policy(BASE, lm)]
@@ -190,7 +190,9 @@ class _Assessment:
         return rows
 
     def _engine(self, lm: LanguageModel) -> TransformersEngine:
-        return TransformersEngine(model_path(lm.name), device="cpu", seed=self._trial.seed)
+        return TransformersEngine(
+            model_path(lm.name), device=self._trial.device, seed=self._trial.seed
+        )
 
     def _keep(self, method: str, operands: int, drawn: dict[str, list[assess.Chain]]) -> None:
         """Leave the chains beside the run, to be read."""

@@ -69,7 +69,8 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, text: str) -> FloatArray:
         inputs = self._tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        inputs = inputs.to(self._model.device)
         embedding: FloatArray = (
-            self._model(**inputs).last_hidden_state[0].mean(dim=0).double().numpy()
+            self._model(**inputs).last_hidden_state[0].mean(dim=0).double().cpu().numpy()
         )
         return embedding

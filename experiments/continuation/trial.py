@@ -83,7 +83,7 @@ Sampler = Callable[[Problem, Prompt, int, int], Draws]
 def run(trial: Trial) -> list[Row]:
     """Rows of all methods."""
     scale = QUICK if trial.quick else Scale()
-    lm = LanguageModel.load("pocket")
+    lm = trial.load("pocket")
     stories = beginnings(trial.seed, scale.train, scale.test)
     jobs = beginnings(trial.seed, scale.job_train, scale.job_test, JOB)
     embedder = Embedder(lm, [story["next"] for story in stories.train])

@@ -27,6 +27,9 @@ from posteriori.seams import Prompt
 
 ROUNDS = 3
 CHAINS = 100
+UNSEEN_NATS = 0.005
+"""What chains too rare to be among the 2,048 drawn may take from the bound: its standard error knows nothing
+of them once q has all but found the posterior."""
 
 
 def questions(seed: int, count: int) -> list[tuple[str, str]]:
@@ -74,7 +77,7 @@ def config(trial: Trial) -> RunConfig:
                 "objective": "joint",
                 "m_steps": 2 if trial.quick else 15,
                 "learning_rate": 0.001,
-                "chains_per_prompt": 8 if trial.quick else 32,
+                "chains_per_prompt": 8 if trial.quick else 128,
             },
             "oracle_max_strings": 0,
         }
@@ -84,7 +87,7 @@ def config(trial: Trial) -> RunConfig:
 def run(trial: Trial) -> list[Row]:
     """One seed: a row for every round."""
     settings = config(trial)
-    lm = LanguageModel.load(settings.model)
+    lm = trial.load(settings.model)
     history = train_locally(settings, directory=trial.directory / "run", lm=lm).history
     return round_rows(settings, lm, trial.directory / "run", [r for r in history if "bound" in r])
 
@@ -134,8 +137,11 @@ def claims(summary: Summary) -> list[Claim]:
             all(a["evidence"].mean < b["evidence"].mean for a, b in pairwise(rows)),
         ),
         Claim(
-            "the bound is nowhere above the evidence (by more than 3 standard errors)",
-            all(r["bound"].mean <= r["evidence"].mean + 3 * r["bound_se"].mean for r in rows),
+            f"the bound is nowhere above the evidence (by more than 3 standard errors and {UNSEEN_NATS})",
+            all(
+                r["bound"].mean <= r["evidence"].mean + 3 * r["bound_se"].mean + UNSEEN_NATS
+                for r in rows
+            ),
         ),
         Claim("and at the end at most 0.1 nats below it", rows[-1]["gap"].mean <= 0.1),
         Claim(

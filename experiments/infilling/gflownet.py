@@ -196,7 +196,7 @@ class _FreshDraws:
         self._policy = policy
         self._directory = directory
         self._engine = TransformersEngine(
-            policy.lm.name, lora_rank=LORA_RANK, max_adapters=1, device="cpu"
+            policy.lm.name, lora_rank=LORA_RANK, max_adapters=1, device=str(policy.device)
         )
         self._version = 0
 

@@ -84,7 +84,7 @@ QUICK = Scale(
 def run(trial: Trial) -> list[Row]:
     """Rows of all methods."""
     scale = QUICK if trial.quick else Scale()
-    lm = LanguageModel.load("pocket")
+    lm = trial.load("pocket")
     stories = split(trial.seed, scale.train, scale.unlabelled, scale.test)
     problem = build_problem(problem_config(stories.train, stories.test), lm)
 

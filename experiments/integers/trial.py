@@ -35,7 +35,7 @@ DRAWS = 512
 
 def run(trial: Trial) -> list[Row]:
     """Rows of one seed; see :class:`experiments.harness.Experiment`."""
-    lm = LanguageModel.load("pocket")
+    lm = trial.load("pocket")
     config = run_config(lm, trial.seed, 8 if trial.quick else 100)
     problems = build_problems(config, lm)
     rows = [row(BASE, lm, problems[0])]

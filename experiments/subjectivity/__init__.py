@@ -41,7 +41,7 @@ def run(trial: Trial) -> Sequence[Row]:
             kept = trial.directory.parent / f"seed-{trial.seed}-{name}-{n}.json"
             if not kept.exists():
                 training, test = sets()
-                rows = _methods(LanguageModel.load(model), training[:n], test, trial, f"{name}-{n}")
+                rows = _methods(trial.load(model), training[:n], test, trial, f"{name}-{n}")
                 kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             for method, metrics in json.loads(kept.read_text(encoding="utf-8")).items():
                 row = found.setdefault(method, {})

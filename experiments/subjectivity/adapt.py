@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from experiments.subjectivity.data import subj_split
+from posteriori.device import resolve_device
 from posteriori.lm import POCKET, LanguageModel
 from posteriori.pocket.pretrain import next_token_loss
 from posteriori.pocket.reviews import labelled_review
@@ -68,14 +69,16 @@ def held_out_loss(lm: LanguageModel, sentences: list[str]) -> float:
     """Nats per token of sentences that are not trained on, each by itself."""
     total, tokens = 0.0, 0
     for sentence in sentences:
-        ids = torch.tensor([lm.context(sentence)])
+        ids = torch.tensor([lm.context(sentence)], device=lm.model.device)
         with torch.no_grad():
             loss = float(next_token_loss(lm.model, ids))
         total, tokens = total + loss * (ids.shape[1] - 1), tokens + ids.shape[1] - 1
     return total / tokens
 
 
-def adapt(data: Path, out: Path, start: Path = POCKET, steps: int = STEPS) -> dict[str, float]:
+def adapt(
+    data: Path, out: Path, start: Path = POCKET, steps: int = STEPS, device: str = "cpu"
+) -> dict[str, float]:
     """Train, and write model, tokenizer and ``adapt.json`` into ``out``.
 
     Args:
@@ -83,8 +86,9 @@ def adapt(data: Path, out: Path, start: Path = POCKET, steps: int = STEPS) -> di
         out: of the new model.
         start: of the old one.
         steps: fewer for tests.
+        device: to train on.
     """
-    lm = LanguageModel.load(str(start))
+    lm = LanguageModel.load(str(start), device=device)
     training, test = subj_split(data)
     probe = [record.fields["x"] for record in test[:100]]
     before = held_out_loss(lm, probe)
@@ -98,7 +102,7 @@ def adapt(data: Path, out: Path, start: Path = POCKET, steps: int = STEPS) -> di
         rate = min(step / WARMUP_STEPS, 0.5 * (1 + cos(pi * step / steps)) + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
-        loss = next_token_loss(model, packed(lm, texts, BATCH_ROWS))
+        loss = next_token_loss(model, packed(lm, texts, BATCH_ROWS).to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -133,9 +137,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report = adapt(arguments.data, arguments.out, arguments.start_from, arguments.steps)
+    report = adapt(
+        arguments.data,
+        arguments.out,
+        arguments.start_from,
+        arguments.steps,
+        resolve_device(arguments.device),
+    )
     sys.stdout.write(json.dumps(report) + "\n")
 
 

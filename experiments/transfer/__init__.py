@@ -63,12 +63,21 @@ def config(tasks: Sequence[str], steps: int, seed: int) -> RunConfig:
             "run": "-".join(tasks),
             "seed": seed,
             "problems": [problem(task) for task in tasks],
-            "sampling": {"engine": "transformers", "group_size": 32, "groups_in_flight": 4},
+            "sampling": {
+                "engine": "transformers",
+                "group_size": 32,
+                "groups_in_flight": 8,
+                "base_share": 0.1,
+                "tempered_share": 0.1,
+                "uniform_share": 0.0,
+            },
+            "replay": {"samples_per_insert": 4, "recent_share": 0.3, "prioritised_share": 0.6},
             "learner": {
                 "steps": steps,
                 "learning_rate": 0.003,
-                "prompts_per_step": 2,
-                "trajectories_per_prompt": 32,
+                "prompts_per_step": 4,
+                "trajectories_per_prompt": 64,
+                "huber_delta_nats": 1,
                 "evaluate_every_steps": 10_000,
             },
             "oracle_max_strings": 0,  # the learner is not to spend its time on it
@@ -79,7 +88,7 @@ def config(tasks: Sequence[str], steps: int, seed: int) -> RunConfig:
 def run(trial: Trial) -> list[Row]:
     """One seed: the base LM and four policies on the new X's of all three problems."""
     everything = config(TASKS, 1, trial.seed)
-    lm = LanguageModel.load(everything.model)
+    lm = trial.load(everything.model)
     cases = exact_cases(build_problems(everything, lm), 5000)
     steps = 4 if trial.quick else STEPS
     rows = [Row("base LM", _metrics(cases, lm))]

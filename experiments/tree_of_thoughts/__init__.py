@@ -14,7 +14,6 @@ from experiments.harness import Claim, Column, Experiment, Row, Summary, Trial
 from experiments.tree_of_thoughts.plot import draw
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig, parse
-from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import Case, exact_cases
 from posteriori.oracle.enumeration import FloatArray, fidelity
 from posteriori.problems import build_problems
@@ -73,7 +72,7 @@ def run(trial: Trial) -> list[Row]:
     from experiments.tree_of_thoughts.problem import marks_of
 
     settings = config(trial)
-    lm = LanguageModel.load(settings.model)
+    lm = trial.load(settings.model)
     problems = build_problems(settings, lm)
     cases = exact_cases(problems, 20_000)
     policy = train_locally(settings, problems, directory=trial.directory / "run", lm=lm).policy()

@@ -93,7 +93,7 @@ def train_locally(
         problems: built by hand, as long as their names are those a reader of ``run.yaml`` expects;
             None: those of the run file.
         directory: of the run, new; None: ``config.directory``.
-        lm: the base model, if it is loaded already.
+        lm: the base model, if it is loaded already; the engine goes where it is.
         on_metrics: called with (step, metrics) after every step.
         evaluate: (policy, step) → metrics, every ``learner.evaluate_every_steps``; None: the distances
             from exact posteriors.
@@ -102,7 +102,7 @@ def train_locally(
         UserError: the run file cannot work, the directory holds a run, or a component failed.
     """
     from learner.learner import Learner
-    from learner.process import resolve_device
+    from posteriori.device import resolve_device
 
     began = time.monotonic()
     sampling = config.sampling.model_copy(update={"engine": "transformers"})
@@ -117,7 +117,7 @@ def train_locally(
     buffer = FedBuffer(config.replay, config.seed)
     adapters = MemoryAdapters(config.run)
     rewards = MemoryAdapters(store_name(config.run))
-    engine = start_engine(config, problems, config.seed)
+    engine = start_engine(config, problems, config.seed, str(lm.model.device))
     try:
         with TemporaryDirectory(prefix=".adapters-", dir=home.path) as scratch:
             worker = RolloutWorker(

@@ -33,7 +33,7 @@ def registry(url: str) -> RunRegistry:
 def config(**autoscale: Any) -> RunConfig:
     problem = {"name": "t", "kind": "tempered", "prompts": [{"x": "hi"}], "max_tokens": 3}
     scale = {"max_actors": 8, "hold_seconds": 0, "settle_seconds": 10} | autoscale
-    sampling = {"gpus_per_actor": 0.5}
+    sampling = {"gpus_per_actor": 0.5, "engine": "transformers"}
     replay = {"slack_trajectories": 128}
     return parse(
         {

@@ -32,6 +32,10 @@ def run(**sampling: Any) -> RunConfig:
         ({"engine": "transformers", "vllm": {"prefix_caching": False}}, "belongs to engine vllm"),
         ({"vllm": {"tensor_parallel": 4}, "gpus_per_actor": 2}, "as many GPUs as its engine"),
         ({"gpus_per_actor": 2}, "only vllm.tensor_parallel uses more than one"),
+        (
+            {"gpus_per_actor": 1},
+            r"on a GPU take float16 and bfloat16.*sampling\.vllm\.dtype: bfloat16",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_starts(sampling: dict[str, Any], message: str) -> None:
@@ -40,7 +44,7 @@ def test_a_mistake_is_named_before_anything_starts(sampling: dict[str, Any], mes
 
 
 def test_an_engine_larger_than_a_node_is_refused() -> None:
-    config = run(vllm={"tensor_parallel": 4}, gpus_per_actor=4)
+    config = run(vllm={"tensor_parallel": 4, "dtype": "bfloat16"}, gpus_per_actor=4)
     nodes = [Room(cpus=16, gpus=2)] * 3
     with pytest.raises(UserError, match=r"No node has room for rollout actor 1 .*4 GPUs"):
         check_room(asked(config, gpus_in_cluster=6), nodes)

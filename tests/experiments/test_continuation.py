@@ -95,7 +95,7 @@ def test_the_frontier_and_the_claims() -> None:
 @pytest.mark.slow
 def test_a_quick_trial_runs_all_methods(tmp_path: Path) -> None:
     rows = EXPERIMENT.run(Trial(0, True, tmp_path, Console(quiet=True)))
-    results = Results("continuation", True, {0: rows}, {0: 1.0})
+    results = Results("continuation", True, {0: rows}, {0: 1.0}, ["a machine"])
     found = results.summary()
     assert len(found) == 11
     for name in (gfn(0.8), tempering(0.5)):

@@ -189,7 +189,7 @@ def test_claims_follow_the_means() -> None:
                 (SFT_AMPLE, ample),
             )
         ]
-        return Results("infilling", False, {0: rows}, {0: 1.0}).summary()
+        return Results("infilling", False, {0: rows}, {0: 1.0}, ["a machine"]).summary()
 
     assert [c.holds for c in claims(summary(0.7, 0.5, 0.1, 0.66))] == [True, True, True]
     assert [c.holds for c in claims(summary(0.4, 0.5, 0.1, 0.3))] == [False, False, False]
@@ -203,5 +203,7 @@ def test_quick_trial_runs_all_methods(tmp_path: Path) -> None:
         assert all(np.isfinite(value) for value in row.metrics.values()), row.method
         assert {"bleu", "gleu", "consistent", "log_reward"} <= set(row.metrics)
     assert EXPERIMENT.plot is not None
-    EXPERIMENT.plot(Results("infilling", True, {0: rows}, {0: 1.0}), tmp_path / "plot.png")
+    EXPERIMENT.plot(
+        Results("infilling", True, {0: rows}, {0: 1.0}, ["a machine"]), tmp_path / "plot.png"
+    )
     assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -82,7 +82,7 @@ def test_tree_questions_have_answers_their_trees_can_reach(
 
 def results(name: str, rows: dict[str, dict[str, float]]) -> Results:
     trials = {seed: [Row(method, metrics) for method, metrics in rows.items()] for seed in (0, 1)}
-    return Results(name, False, trials, {0: 1.0, 1: 1.0})
+    return Results(name, False, trials, {0: 1.0, 1: 1.0}, ["a machine"])
 
 
 def em_rows(gap: float, new: float) -> dict[str, dict[str, float]]:

@@ -33,6 +33,7 @@ class PlainRun(TrainRun):
     """A :class:`TrainRun` whose driver is this module; its report is an empty one."""
 
     def start(self, resume: bool = False) -> None:
+        self.forget_server()
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.plain_run", str(self.file)]
@@ -43,7 +44,6 @@ class PlainRun(TrainRun):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._client = None
 
     def stop(self, seconds: float = STOP_SECONDS) -> dict[str, Any]:
         os.kill(self.pid, signal.SIGINT)

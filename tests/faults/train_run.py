@@ -86,6 +86,7 @@ class TrainRun:
         self.config = yaml.safe_load(file.read_text())
         self.environment: dict[str, str] = {}
         self._client: Any = None
+        self._stale_address: str | None = None
         self._starts = self._output_before = 0
         self._resume = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,6 +96,7 @@ class TrainRun:
     def start(self, resume: bool = False) -> None:
         self._resume, self._starts = resume, self._starts + 1
         self._output_before = self.output.stat().st_size if self.output.exists() else 0
+        self.forget_server()
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "posteriori.cli", "train", str(self.file)]
@@ -110,7 +112,14 @@ class TrainRun:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def forget_server(self) -> None:
+        """Before a start: a server whose owner was killed may answer for a while under its old address."""
         self._client = None
+        try:
+            self._stale_address = running_address(self.run_directory / "redis")
+        except UserError:
+            self._stale_address = None
 
     @property
     def pid(self) -> int:
@@ -164,6 +173,8 @@ class TrainRun:
     def _address(self) -> str | None:
         try:
             address = running_address(self.run_directory / "redis")
+            if address == self._stale_address:
+                return None
             connect(address, retries=0)
         except (StorageUnreachable, UserError):
             return None

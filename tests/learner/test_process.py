@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from learner.process import LearnerProcess, resolve_device
+from learner.process import LearnerProcess
 from posteriori.config import RunConfig, parse
+from posteriori.device import resolve_device
 from posteriori.errors import UserError, WaitTimeout
 from posteriori.problems import build_problems
 from replay.connection import connect
@@ -202,7 +203,7 @@ def _process_of(parts, pause) -> int:
 def test_devices_that_do_not_exist_are_named():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") in ("cpu", "cuda")
-    with pytest.raises(UserError, match=r"learner\.device 'cuda:97'"):
+    with pytest.raises(UserError, match=r"Device 'cuda:97'"):
         resolve_device("cuda:97")
     with pytest.raises(UserError, match="'abacus'"):
         resolve_device("abacus")

@@ -160,7 +160,8 @@ class VllmEngine:
             }
         try:
             self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        except (ValueError, RuntimeError, OSError) as cause:
+        # An assertion fails where another process frees GPU memory while vLLM measures what is free.
+        except (ValueError, RuntimeError, OSError, AssertionError) as cause:
             raise UserError(
                 f"vLLM cannot serve {model_path}: {cause}",
                 "Check the path, `dtype` and memory; head_dim 64 or 128 is always served.",

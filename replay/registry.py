@@ -21,8 +21,9 @@ from replay.scripts import load_script
 log = logging.getLogger(__name__)
 
 EVENTS_KEPT = 10_000
-METRICS_KEPT = 100_000
-"""Rows of history; about 200 bytes each and one a step. Both streams are cut approximately."""
+METRICS_KEPT = 10_000
+"""Rows of history; about 900 bytes each and one a step. Both streams are cut approximately; what was cut is
+in TensorBoard's files still."""
 SETTLED = " done"
 """Held by a task that is done; no component's name begins with a space."""
 BEGINNING = "0-0"

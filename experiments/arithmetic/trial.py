@@ -71,15 +71,15 @@ def run(trial: Trial) -> list[Row]:
     write_items(
         data,
         train=12 if quick else TRAINING_ITEMS,
-        test=6 if quick else TEST_ITEMS,
+        test=2 if quick else TEST_ITEMS,
         demonstrations=8 if quick else DEMONSTRATIONS,
         seed=trial.seed,
     )
     lm = trial.load("pocket")
     tests = {k: _test_problem(lm, data, k) for k in OPERANDS}
-    assessment = _Assessment(tests, 2 if quick else CHAINS, trial)
+    assessment = _Assessment(tests, 1 if quick else CHAINS, trial)
     rows = [assessment.prompting(lm), assessment.policy(BASE, lm)]
-    steps = 4 if quick else STEPS
+    steps = 2 if quick else STEPS
 
     run_file = partial(run_config, data, seed=trial.seed, steps=steps)
     without_gold = run_file(gold=False)
@@ -88,7 +88,7 @@ def run(trial: Trial) -> list[Row]:
     sft = train_sft(
         demonstrated,
         _gold(demonstrated[0]),
-        SFTSettings(steps=4 if quick else SFT_STEPS, batch_size=10),
+        SFTSettings(steps=2 if quick else SFT_STEPS, batch_size=10),
         trial.seed,
     )
     sft.save(trial.directory / "sft")

@@ -182,7 +182,7 @@ def _train(
         export(adapters, version, directory.adapter)
         export_reward(RedisAdapters(client, store_name(config.run)), directory)
         summary = _summary(config, watch, buffer.stats(), pool.state.restarts, version)
-    return watch.history, RunSummary(
+    return watch.history.rows(), RunSummary(
         **summary, seconds=time.monotonic() - began, stopped_early=interrupts.asked
     )
 
@@ -221,9 +221,7 @@ def _redis_url(
 def _summary(
     config: RunConfig, watch: Watch, stats: BufferStats, restarts: int, version: int
 ) -> dict[str, Any]:
-    last: dict[str, float] = {}
-    for row in watch.history:
-        last.update(row)
+    last = watch.history.last
     actors = [row for row in watch.actors.values() if "idle_ratio" in row]
     ratios = [float(row["idle_ratio"]) for row in actors]
     seconds = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from posteriori.commands.adapters import export
+from posteriori.commands.history import History
 from posteriori.commands.interrupts import Interrupts
 from posteriori.commands.progress import ProgressView
 from posteriori.commands.run_directory import RunDirectory
@@ -62,7 +63,7 @@ class Watch:
         directory: RunDirectory,
         view: ProgressView,
     ) -> None:
-        self.history: list[dict[str, float]] = []
+        self.history = History()
         self.actors: dict[str, Fields] = {}
         self._registry = registry
         self._adapters = adapters
@@ -154,9 +155,9 @@ class Watch:
         for row in self._registry.history(self._last_row):
             self._last_row = row.id
             metrics = {"step": float(row.step), **row.metrics}
-            self.history.append(metrics)
+            self.history.add(metrics)
             self._view.metrics(metrics)
-            if len(self.history) > self._rows_before:
+            if self.history.count > self._rows_before:
                 self._keep_early_adapters(metrics)
 
     def _keep_early_adapters(self, metrics: Mapping[str, float]) -> None:
@@ -190,7 +191,7 @@ class Watch:
         self._notice_loss(stats)
         self._view.buffer(stats.payload_bytes / stats.capacity_bytes, stats.trajectories)
         self._view.actors(alive, self._pool.state.restarts)
-        if not self.history:
+        if not self.history.count:
             self._view.waiting(_waiting_for(alive))
 
     def _notice_loss(self, stats: BufferStats) -> None:

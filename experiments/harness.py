@@ -28,7 +28,7 @@ from posteriori.lm import LanguageModel
 SEEDS = 3
 
 
-def hardware(device: str) -> str:
+def hardware(device: str = "cpu") -> str:
     """CPU cores and architecture this process may use, and the GPU by name if it is to use one."""
     import torch
 

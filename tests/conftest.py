@@ -25,9 +25,10 @@ from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 
-TOGETHER = {"faults": ("faults",), "cluster": ("ray",), "engine": ("vllm", "page")}
-"""Files with tests of these kinds go to one worker: clusters one after another, and one engine for all.
-Faults, mostly waiting for processes to start, are beside them or both would take twice as long."""
+TOGETHER = {"cluster": ("ray",), "faults": ("faults",), "engine": ("vllm", "page")}
+"""Files with tests of these kinds go to one worker: clusters one after another, since Ray gives a node thirty
+seconds to start, which cannot be set; faults without Ray, mostly waits for processes, beside them; one engine
+for all."""
 
 
 @cache

@@ -108,6 +108,7 @@ class EngineCheck:
         """Keep a published version's weights."""
         weights = [parameter.detach().clone() for parameter in policy.parameters()]
         self._published.append((version, weights))
+        self._checked &= {remembered for remembered, _ in self._published}
 
     def compare(
         self,

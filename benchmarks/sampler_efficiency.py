@@ -66,6 +66,11 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
+def precision(device: str) -> str:
+    """Of all models on a device."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
 def run_config(
     problem: dict[str, Any],
     number: int,
@@ -80,7 +85,7 @@ def run_config(
         {
             "run": f"efficiency-{number}",
             "model": model,
-            "dtype": "float32" if device == "cpu" else "bfloat16",
+            "dtype": precision(device),
             "output_directory": str(directory),
             "problems": [{"name": "z", **problem}],
             "sampling": {"engine": engine, "threads": 1},
@@ -245,7 +250,7 @@ def measure_with(
         seconds: of a turn.
         device: of scorer and learner; not on the CPU they are in bfloat16.
     """
-    lm = LanguageModel.load(model, "float32" if device == "cpu" else "bfloat16", device)
+    lm = LanguageModel.load(model, precision(device), device)
     rows, settings = [], {}
     with (
         TemporaryDirectory(prefix="efficiency-") as parent,
@@ -299,7 +304,7 @@ def on_gpu(pairs: int, seconds: float) -> Report:
             folder,
             lora_rank=RANK,
             max_model_tokens=96,
-            dtype="bfloat16",
+            dtype=precision("cuda"),
             gpu_memory_utilization=GPU_MEMORY_SHARE,
         )
         try:

@@ -193,7 +193,7 @@ def experiment(
         work=home,
         out=out or home,
         console=console,
-        device=resolve_device(device),
+        device=resolve_device(device, "--device"),
     )
     harness.show(found, results, console)
 

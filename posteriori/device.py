@@ -5,8 +5,12 @@ from __future__ import annotations
 from posteriori.errors import UserError
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, setting: str = "learner.device") -> str:
     """``auto`` is the first GPU if there is one.
+
+    Args:
+        name: of a device, or ``auto``.
+        setting: where the user wrote it, for the message.
 
     Raises:
         UserError: the named device does not exist here.
@@ -19,7 +23,7 @@ def resolve_device(name: str) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as cause:
         raise UserError(
-            f"Device {name!r} cannot be used: {str(cause).splitlines()[0]}.",
+            f"{setting} {name!r} cannot be used: {str(cause).splitlines()[0]}.",
             "Write auto, cpu or cuda.",
         ) from cause
     return name

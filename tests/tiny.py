@@ -57,21 +57,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_tiny_lm(directory: Path, seed: int = 0, layers: int = 2) -> Path:
+def write_tiny_lm(
+    directory: Path, seed: int = 0, layers: int = 2, heads: int = 1, spread: float = 0.25
+) -> Path:
     """Write a loadable model directory; the weights are large enough for uneven distributions."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
+            hidden_size=64 * heads,
             intermediate_size=96,
             num_hidden_layers=layers,
-            num_attention_heads=1,
-            num_key_value_heads=1,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             head_dim=64,
             max_position_embeddings=128,
-            initializer_range=0.25,
+            initializer_range=spread,
             tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -145,7 +145,7 @@ def main() -> None:
         arguments.out,
         arguments.start_from,
         arguments.steps,
-        resolve_device(arguments.device),
+        resolve_device(arguments.device, "--device"),
     )
     sys.stdout.write(json.dumps(report) + "\n")
 

@@ -203,7 +203,7 @@ def _process_of(parts, pause) -> int:
 def test_devices_that_do_not_exist_are_named():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") in ("cpu", "cuda")
-    with pytest.raises(UserError, match=r"Device 'cuda:97'"):
+    with pytest.raises(UserError, match=r"learner\.device 'cuda:97'"):
         resolve_device("cuda:97")
     with pytest.raises(UserError, match="'abacus'"):
         resolve_device("abacus")

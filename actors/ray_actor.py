@@ -19,6 +19,7 @@ import ray
 from posteriori import config as run_file
 from posteriori.config import RunConfig
 from posteriori.errors import RewardError
+from posteriori.freed_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from actors.rollout import Heartbeat, RolloutWorker
@@ -59,6 +60,7 @@ class Rollout:
             UserError: anything that keeps the actor from sampling; a RewardError is also reported
                 to the registry as what ends the run, since no other actor would fare better.
         """
+        return_freed_memory()
         with TemporaryDirectory(prefix=f"{self._actor_id}-", dir=self._parent) as directory:
             self._sample(Path(directory))
 

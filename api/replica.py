@@ -21,6 +21,7 @@ from api.errors import as_api_error
 from api.service import engine_host
 from api.settings import ServeSettings
 from posteriori.errors import UserError
+from posteriori.freed_memory import return_freed_memory
 from posteriori.moves import LegalMoves
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class EngineReplica:
     """
 
     def __init__(self, settings: dict[str, Any], shelf: Any) -> None:
+        return_freed_memory()
         self._settings = ServeSettings.model_validate(settings)
         self._shelf = shelf
         self._folder = tempfile.TemporaryDirectory(prefix="posteriori-replica-")

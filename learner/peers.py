@@ -18,6 +18,7 @@ import ray
 from posteriori import config as run_file
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
+from posteriori.freed_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from learner.team import Team
@@ -61,6 +62,7 @@ class Peer:
         from posteriori.policy import Policy
         from posteriori.problems import build_problems
 
+        return_freed_memory()
         settings = self._config.learner
         use_interface_of(host)
         torch.set_num_threads(settings.threads)

@@ -20,6 +20,7 @@ from posteriori import config as run_file
 from posteriori.config import RunConfig
 from posteriori.device import resolve_device
 from posteriori.errors import StorageFull, StorageUnreachable, UserError
+from posteriori.freed_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from learner.learner import Learner
@@ -82,6 +83,7 @@ class LearnerProcess:
         from replay.connection import connect
         from replay.registry import RunRegistry
 
+        return_freed_memory()
         client = connect(self._redis_url, patience_seconds=self._config.replay.deadline_seconds)
         registry = RunRegistry(client, self._config.run)
         heart = threading.Thread(target=self._beat, args=(registry,), daemon=True)

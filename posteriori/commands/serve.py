@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from posteriori.errors import UserError
+from posteriori.freed_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from api.settings import ServeSettings
@@ -34,6 +35,7 @@ def serve(settings: ServeSettings, console: Console) -> None:
     from api.telemetry import configure_logs
 
     keys = read_keys(settings)  # before the model is loaded
+    return_freed_memory()
     with _listening(settings) as listener:
         torch.set_num_threads(settings.threads)
         configure_logs()

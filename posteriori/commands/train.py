@@ -29,6 +29,7 @@ from posteriori.commands.watch import UNDER_TRAINED_TV, Watch
 from posteriori.config import RunConfig
 from posteriori.errors import StorageUnreachable
 from posteriori.fitted_reward import FittedReward, store_name
+from posteriori.freed_memory import return_freed_memory
 from posteriori.lm import LanguageModel
 from posteriori.oracle.cases import PROMPTS_PER_PROBLEM, Case, exact_cases
 from posteriori.problems import Problem, build_problems
@@ -125,6 +126,7 @@ def _run(
 ) -> dict[str, Any]:
     check_shared_directory(place, directory.path)
     interrupts = Interrupts()
+    return_freed_memory()
     with directory.locked(), interrupts.installed():
         history, summary = _train(directory, config, problems, console, interrupts, place, resuming)
         console.print("Training is over; assessing the policy.", highlight=False)

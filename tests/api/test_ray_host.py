@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import httpx
 import pytest
 
 from api import ray_host
+from api.draws import Draw, Finished
 from api.ray_host import RayHost
-from api.replica import EngineReplica
+from api.replica import EngineReplica, Lacking, Refusal
 from api.settings import ServeSettings
 from posteriori.client import Client
 from posteriori.errors import UserError
@@ -32,16 +35,38 @@ START_SECONDS = 240.0
 class Observed(EngineReplica):
     """A replica that says where it is and what it has to do."""
 
+    _holds = False
+    _held = 0
+
     async def pid(self) -> int:
         return os.getpid()
 
     async def jobs(self) -> int:
         return self._host.jobs
 
+    async def hold(self, pid: int) -> None:
+        """The replica of that process answers no draw from now on: it has some when it is killed."""
+        self._holds = os.getpid() == pid
 
-def ask_all(host: RayHost, what: str) -> list[int]:
+    async def holding(self) -> int:
+        """Draws it does not answer."""
+        return self._held
+
+    async def draw(
+        self, key: str | None, draws: Sequence[tuple[int, Draw]]
+    ) -> AsyncGenerator[Finished | Refusal | Lacking, None]:
+        """As the replica does, unless it holds."""
+        async with aclosing(super().draw(key, draws)) as answers:
+            async for answer in answers:
+                if self._holds:
+                    self._held += 1
+                    await asyncio.Event().wait()
+                yield answer
+
+
+def ask_all(host: RayHost, what: str, *told: int) -> list[int]:
     """The answer of every replica."""
-    answers: list[int] = host._handle.broadcast(what).results(timeout_s=60)
+    answers: list[int] = host._handle.broadcast(what, *told).results(timeout_s=60)
     return answers
 
 
@@ -103,10 +128,12 @@ def test_a_replica_dies_and_no_request_fails(replicated: Running, service: Runni
         with replicated.client(retry_seconds=0.0) as client:
             return draw(client, k)
 
+    ask_all(host_of(replicated), "hold", pids[0])
     before = host_of(replicated).samples
     with ThreadPoolExecutor(12) as threads:
         asked = [threads.submit(ask, k) for k in range(12)]
         until(lambda: host_of(replicated).samples > before)
+        until(lambda: sum(ask_all(host_of(replicated), "holding")) > 0, poll_seconds=0.2)
         os.kill(pids[0], signal.SIGKILL)
         found = [answer.result() for answer in asked]
     assert all(same(*pair) for pair in zip(found, expected, strict=True))

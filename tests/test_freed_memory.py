@@ -1,0 +1,42 @@
+"""Freed memory goes back to the operating system, also where a block in use lies above it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, time
+import psutil
+from posteriori import freed_memory
+
+def resident():
+    return psutil.Process().memory_info().rss / 2**20
+
+blocks = [bytes(1000) for _ in range(200_000)]
+last = blocks[-1]
+full = resident()
+blocks.clear()
+kept = resident()
+freed_memory.TRIM_SECONDS = 0.05
+if not freed_memory.return_freed_memory():
+    print("no glibc")
+    sys.exit()
+deadline = time.monotonic() + 60
+while resident() > full - 150 and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(full - kept, full - resident())
+"""
+
+
+def test_freed_pages_below_a_block_in_use_are_returned() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True
+    )
+    if ended.stdout == "no glibc\n":
+        pytest.skip("this C library is not glibc")
+    by_itself, after_trim = map(float, ended.stdout.split())
+    assert by_itself < 50  # of some 200 MiB
+    assert after_trim > 150

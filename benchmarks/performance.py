@@ -20,7 +20,9 @@ MODULES: tuple[str, ...] = (
     "replay_buffer",
     "sampler_efficiency",
     "adapter_publish",
+    "real_actors",
     "scaling",
+    "start_up",
 )
 """In this order; each is `python -m benchmarks.NAME` with ``--quick`` and ``--out``."""
 

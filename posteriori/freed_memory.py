@@ -1,13 +1,16 @@
 """Gives freed memory back to the operating system, in processes that run for days.
 
-glibc's malloc keeps an arena for every few threads and what was freed inside it. Processes with the threads of
-Ray, torch and Redis clients, of which none takes many objects for long, grow by that for hours.
+Two things make a process with the threads of Ray, torch and Redis clients grow for hours that keeps nothing itself.
+glibc's malloc keeps what was freed in each of many arenas. And Python looks for unreachable cycles (an adapter
+written by safetensors leaves some) only when new objects are a quarter of all old ones, of which torch and
+transformers bring half a million.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import threading
 
 ARENAS = 2
@@ -18,7 +21,9 @@ M_ARENA_MAX = -8
 
 @functools.cache
 def return_freed_memory() -> bool:
-    """From now on, with few arenas, return free pages every ``TRIM_SECONDS``; once a process.
+    """From now on collect cycles and return free pages every ``TRIM_SECONDS``; once a process.
+
+    What is there at the first collection is taken for lasting and not looked at again: collections are quick.
 
     Returns:
         whether that can be done: the C library is glibc.
@@ -34,4 +39,7 @@ def return_freed_memory() -> bool:
 def _trim(libc: ctypes.CDLL) -> None:
     pause = threading.Event()
     while not pause.wait(TRIM_SECONDS):
+        gc.collect()
+        if not gc.get_freeze_count():
+            gc.freeze()
         libc.malloc_trim(ctypes.c_size_t(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.transformers_engine import TransformersEngine
-from benchmarks import adapter_publish, crowd_run, measure, sampler_efficiency
+from benchmarks import adapter_publish, crowd_run, measure, real_actors, sampler_efficiency
 from tests.api.conftest import PROBLEM
 
 RANK = 8
@@ -45,6 +45,12 @@ def test_publications_are_followed_and_timed(tiny_lm_path: Path) -> None:
     median, longest = found["rows"][:2]
     assert 0 < median["median"] <= longest["median"]
     assert all(row["median"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_two_actors_sample_alone_and_together() -> None:
+    row = real_actors.compare("pocket", "transformers", pairs=1, seconds=0.5)
+    assert row.median > 0 and row.subject is not None and row.subject > 0
 
 
 @pytest.mark.slow

@@ -7,16 +7,22 @@ a process at a time. The error of the slope is that of block means, as neighbour
 independent. A process grows if its slope is more than three errors above zero and adds up to more than
 ``ALLOWED_BYTES_PER_HOUR`` in an hour; a run that is too short to tell says so by its errors.
 
-Redis grows until the buffer is at its bound, and its append-only file is written anew now and then: its
-buffer is small here, so that it fills during the warm-up. Prints a table as JSON; exit status 1 if one grows.
+Redis grows until buffer and history are at their bounds, and its append-only file is written anew now and then: its
+buffer is small here, so that both fill during the warm-up. Ray's own processes grow where nothing is done with
+them: beside the run there is an idle Ray, and what its raylet and GCS grow by is taken off. Prints a table as JSON;
+exit status 1 if one grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +49,13 @@ class Growth:
     bytes_per_hour: float
     error_bytes_per_hour: float
 
-    @property
-    def grows(self) -> bool:
-        return (
-            self.bytes_per_hour > 3 * self.error_bytes_per_hour
-            and self.bytes_per_hour > ALLOWED_BYTES_PER_HOUR
-        )
+    def grows(self, idle: Growth | None = None) -> bool:
+        """Beyond the bound, and beyond what an idle process of its kind grows by."""
+        slope, error = self.bytes_per_hour, self.error_bytes_per_hour
+        if idle is not None:
+            slope -= idle.bytes_per_hour
+            error = math.hypot(error, idle.error_bytes_per_hour)
+        return slope > 3 * error and slope > ALLOWED_BYTES_PER_HOUR
 
 
 def growth(seconds: NDArray[np.float64], resident: NDArray[np.float64]) -> Growth:
@@ -83,27 +90,49 @@ def role(process: psutil.Process) -> str | None:
     return None
 
 
-def sample(run: TrainRun) -> dict[str, int]:
-    """Resident bytes by role and process id."""
+IDLE = "idle "
+"""Before the role of a process of the idle Ray."""
+
+
+@contextmanager
+def idle_ray() -> Iterator[psutil.Process]:
+    """Ray as a run starts it, with nothing to do; its driver."""
+    program = (
+        "from posteriori.commands.cluster import connected\nwith connected(): input('ready\\n')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError("an idle Ray did not start: see above")
+        yield psutil.Process(process.pid)
+    finally:
+        process.communicate(b"\n")
+
+
+def sample(root: psutil.Process, driver: str | None, before: str = "") -> dict[str, int]:
+    """Resident bytes of a process, where ``driver`` names it, and its descendants, by role and process id."""
     found = {}
-    root = psutil.Process(run.pid)
     for process in [root, *root.children(recursive=True)]:
         try:
-            name = "driver" if process.pid == run.pid else role(process)
+            name = driver if process == root else role(process)
             if name is not None:
-                found[f"{name} {process.pid}"] = process.memory_info().rss
+                found[f"{before}{name} {process.pid}"] = process.memory_info().rss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
 
 
-def watch(run: TrainRun, seconds: float) -> dict[str, Growth]:
-    """Growth of every process that lived through the part after the warm-up."""
+def watch(run: TrainRun, seconds: float, idle: psutil.Process | None = None) -> dict[str, Growth]:
+    """Growth of every process that lived through the part after the warm-up, and of those of an idle Ray."""
     rows: list[tuple[float, dict[str, int]]] = []
     began = time.monotonic()
     while (now := time.monotonic() - began) < seconds:
         run.check_alive()
-        rows.append((now, sample(run)))
+        found = sample(psutil.Process(run.pid), "driver")
+        rows.append((now, found | (sample(idle, None, IDLE) if idle is not None else {})))
         time.sleep(min(SAMPLE_SECONDS, seconds / (10 * BLOCKS)))
     rows = [row for row in rows if row[0] >= WARM_UP_SHARE * seconds]
     times = np.asarray([row[0] for row in rows])
@@ -112,6 +141,13 @@ def watch(run: TrainRun, seconds: float) -> dict[str, Growth]:
         name: growth(times, np.asarray([row[1][name] for row in rows], dtype=np.float64))
         for name in sorted(always)
     }
+
+
+def growing(found: Mapping[str, Growth]) -> list[str]:
+    """Processes of the run that grow."""
+    idle = {name.split()[1]: growth for name, growth in found.items() if name.startswith(IDLE)}
+    own = {name: growth for name, growth in found.items() if not name.startswith(IDLE)}
+    return [name for name, growth in own.items() if growth.grows(idle.get(name.split()[0]))]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,11 +163,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run.until(lambda: len(run.sampling_actors()) == 2 and run.step > 20, "the run to work")
         first = run.step
-        found = watch(run, options.seconds)
+        with idle_ray() as idle:
+            found = watch(run, options.seconds, idle)
         steps = run.step - first
         run.stop()
     finally:
         run.clean_up()
+    grows = growing(found)
     result = {
         "seconds": options.seconds,
         "steps": steps,
@@ -140,14 +178,14 @@ def main(arguments: list[str] | None = None) -> int:
                 "mean_mib": round(g.mean_bytes / 2**20, 1),
                 "mib_per_hour": round(g.bytes_per_hour / 2**20, 2),
                 "error_mib_per_hour": round(g.error_bytes_per_hour / 2**20, 2),
-                "grows": g.grows,
+                "grows": name in grows,
             }
             for name, g in found.items()
         },
     }
     (options.directory / "soak.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
-    return 1 if any(g.grows for g in found.values()) else 0
+    return 1 if grows else 0
 
 
 if __name__ == "__main__":

@@ -44,8 +44,11 @@ def test_a_process_that_grows_is_told_from_one_that_does_not() -> None:
         soak.growth(seconds, 2**28 + noise),
         soak.growth(seconds, 2**28 + noise + seconds * 2**14),
     )
-    assert not flat.grows
-    assert leak.grows
+    assert not flat.grows()
+    assert leak.grows()
+    found = {"raylet 1": leak, "learner 2": leak, "idle raylet 3": leak, "idle gcs 4": leak}
+    assert soak.growing(found) == ["learner 2"]
+    assert soak.growing(found | {"idle raylet 3": flat}) == ["raylet 1", "learner 2"]
     assert leak.bytes_per_hour == pytest.approx(3600 * 2**14, abs=5 * leak.error_bytes_per_hour)
     slow = soak.growth(seconds, 2**28 + seconds * 2**10)  # certain, and too little to mind
-    assert slow.bytes_per_hour > 3 * slow.error_bytes_per_hour and not slow.grows
+    assert slow.bytes_per_hour > 3 * slow.error_bytes_per_hour and not slow.grows()

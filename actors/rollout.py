@@ -28,7 +28,7 @@ from posteriori.rewards import draw_marks
 from posteriori.seams import AdapterStore, Buffer, Engine, Prompt, Sample
 from posteriori.trajectory import Trajectory
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 """How often the adapter store is asked for a newer version: one round trip."""
 
 HEARTBEAT_SECONDS = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -67,7 +68,8 @@ async def predict(
     async with aclosing(sampling.draw(service, resolved, asked.n, seed, drawn)) as drawing:
         async for _ in drawing:
             pass
-    found = await service.scoring.run(lambda: _predictive(resolved, asked, drawn, term))
+    work = partial(_predictive, resolved, asked, drawn, term)
+    found = await service.scoring.run(work, long=True)
     warnings = []
     if found.effective_chains < sampling.LOW_ESS:
         why = f"The weights are worth {found.effective_chains:.1f} of {found.chains} chains."

@@ -104,7 +104,7 @@ async def score(service: Service, resolved: Resolved, drawn: Drawn, indices: Seq
     found: dict[tuple[int, ...], float] = {}
     for start in range(0, len(wanted), SEQUENCES_PER_SCORING):
         part = wanted[start : start + SEQUENCES_PER_SCORING]
-        values = await service.scoring.run(partial(log_rewards, resolved, part))
+        values = await service.scoring.run(partial(log_rewards, resolved, part), long=True)
         found.update(zip(part, values, strict=True))
     drawn.log_reward.update((i, found[tuple(drawn.samples[i].tokens)]) for i in indices)
 

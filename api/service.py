@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,11 +40,17 @@ SCORING_QUEUE = 512
 
 @dataclass(eq=False)
 class Worker:
-    """One thread with torch's thread count set, and a bounded queue."""
+    """One thread with torch's thread count set, and a bounded queue with a way past it.
+
+    Several tasks make up one request. Behind the scoring of all others that were drawn with it, its last one would
+    have all of them answered, and asked anew, at once: engine and scorer would then work by turns.
+    """
 
     executor: ThreadPoolExecutor
     most: int
     waiting: int = 0
+    _short: deque[Callable[[], None]] = field(default_factory=deque)
+    _long: deque[Callable[[], None]] = field(default_factory=deque)
 
     @classmethod
     def start(cls, name: str, threads: int, most: int) -> Worker:
@@ -55,8 +61,8 @@ class Worker:
 
         return cls(ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin), most)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do it in the thread.
+    async def run(self, work: Callable[[], T], *, long: bool = False) -> T:
+        """Do it in the thread, after all that came before but, unless it is ``long``, before what is.
 
         Raises:
             ApiError: too much is waiting.
@@ -65,11 +71,28 @@ class Worker:
             raise ApiError(
                 429, "busy", f"{self.waiting} tasks wait for scoring.", "Try again soon."
             )
+        found: Future[T] = Future()
+
+        def do() -> None:
+            if not found.set_running_or_notify_cancel():
+                return
+            try:
+                found.set_result(work())
+            # Whatever it is, whoever asked is told.
+            except BaseException as cause:  # noqa: BLE001
+                found.set_exception(cause)
+
         self.waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+            (self._long if long else self._short).append(do)
+            self.executor.submit(self._next)
+            return await asyncio.wrap_future(found)
         finally:
             self.waiting -= 1
+
+    def _next(self) -> None:
+        """In the thread, once for each task."""
+        (self._short or self._long).popleft()()
 
     def close(self) -> None:
         self.executor.shutdown(wait=True, cancel_futures=True)

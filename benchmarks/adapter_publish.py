@@ -5,8 +5,9 @@
 A real `RolloutWorker` keeps a vLLM engine full on one core. In a process on the other one a policy with an adapter of
 rank 16 on all projections takes an optimiser step now and then and publishes to Redis as the learner does. First
 token: from the end of that step to the end of the engine step that made the first token under the new version.
-Gap: the time between two engine steps with the adapter's loading between them ÷ the median of those around it
-without one, that is, the longest wait for a token in steps.
+Gap: the time between two engine steps with the adapter's loading between them ÷ the median of those without one in
+which as many groups join, that is, the longest wait for a token in steps. A step that reads the prompts of new groups
+takes several times as long as others whether there is a new adapter or not.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ RANK = 16
 PUBLICATIONS, QUICK_PUBLICATIONS = 25, 3
 PAUSE_SECONDS = (0.8, 1.6)
 """Between publications: none falls in step with the worker's polls."""
-NEIGHBOURS = 20
-"""Engine steps on each side of a gap that it is measured by."""
+COMPARED = 20
+"""Engine steps that a gap is measured by: those nearest to it in the number of groups that join."""
 PROBLEM = {
     "name": "z",
     "kind": "infilling",
@@ -59,7 +60,9 @@ class Watched:
         """Number of the step that followed each loading."""
         self.first_step: dict[int, int] = {}
         """Number of the first step with a request of each version."""
-        self._joining: set[int] = set()
+        self.joined: list[int] = []
+        """Groups that take part for the first time in each step."""
+        self._joining: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -72,13 +75,14 @@ class Watched:
     def submit(self, request: SampleRequest) -> None:
         """See ``Engine``."""
         self._engine.submit(request)
-        self._joining.add(request.adapter_version)
+        self._joining.append(request.adapter_version)
 
     def step(self) -> list[SampledGroup]:
         """See ``Engine``."""
         groups = self._engine.step()
         for version in self._joining:
             self.first_step.setdefault(version, len(self.ends))
+        self.joined.append(len(self._joining))
         self._joining.clear()
         self.ends.append(time.monotonic())
         return groups
@@ -193,15 +197,16 @@ def observe(engine: Engine, model: str, kind: str, problem: dict[str, Any], coun
 
 
 def _gaps(watched: Watched) -> list[float]:
-    """Of each loading: the time between the steps around it ÷ the median one nearby."""
+    """Of each loading: the time between the steps around it ÷ the median one in which as many groups join."""
     times = np.diff(watched.ends)  # times[k] is from the end of step k to that of step k + 1
-    loads = {number - 1 for number in watched.loads if 0 < number < len(watched.ends)}
+    joined = np.array(watched.joined[1:])
+    loads = sorted({number - 1 for number in watched.loads if 0 < number < len(watched.ends)})
+    others = np.setdiff1d(np.arange(len(times)), loads)
     gaps = []
-    for load in sorted(loads):
-        near = range(max(0, load - NEIGHBOURS), min(len(times), load + NEIGHBOURS + 1))
-        usual = [times[k] for k in near if k not in loads]
-        if usual:
-            gaps.append(float(times[load] / np.median(usual)))
+    for load in loads:
+        alike = others[np.argsort(np.abs(joined[others] - joined[load]), kind="stable")[:COMPARED]]
+        if len(alike):
+            gaps.append(float(times[load] / np.median(times[alike])))
     return gaps
 
 

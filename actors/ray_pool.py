@@ -21,6 +21,7 @@ from posteriori.errors import (
     UserError,
     WaitTimeout,
 )
+from posteriori.freed_memory import allocator
 from posteriori.placement import actor_room, gpu_actors
 from replay.buffers import open_buffer
 from replay.connection import connect
@@ -176,7 +177,13 @@ class RayPool:
             num_cpus=room.cpus,
             num_gpus=room.gpus,
             scheduling_strategy=STRATEGIES[config.placement.actors],
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+            runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    **allocator(),
+                }
+            },
         ).remote(config.model_dump(mode="json"), self._redis_url, actor_id)
         self._handles[actor_id] = _Handle(actor, actor.run.remote(), now, on_gpu)
         self._registry.event("actor_started", f"Rollout actor {actor_id} starts.", actor=actor_id)

@@ -29,6 +29,7 @@ from api.replica import EngineReplica, Lacking, Refusal, Shelf
 from api.settings import ServeSettings
 from posteriori.commands.cluster import connected
 from posteriori.errors import UserError
+from posteriori.freed_memory import allocator
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ class RayHost:
             ray_actor_options={
                 "num_cpus": settings.threads,
                 "num_gpus": settings.replica_gpus,
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, **allocator()}},
             },
             **replicas,
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ from benchmarks.learner_step import QUICK, STEP, Step, Workload, run_config
 from benchmarks.measure import Report, Row, Target, main
 from benchmarks.models import MEDIUM, TOY, named, names
 from posteriori.config import ReplayConfig, SamplingConfig
+from posteriori.freed_memory import allocator
 from posteriori.lm import NODES_PER_FORWARD_ON_CPU, LanguageModel
 from posteriori.problems import build_problems
 from replay.memory_adapters import MemoryAdapters
@@ -170,6 +172,7 @@ def _measured(
 def measure(quick: bool = False) -> Report:
     """A row for each side and model."""
     step = QUICK if quick else STEP
+    os.environ.update(allocator())  # as learner and actors are started
     spawn = multiprocessing.get_context("spawn")
     rows, parts = [], {}
     measured = names(quick)

@@ -1,6 +1,6 @@
 """How many rollout actors one Redis and one intake carry: 1 to 1,000 simulated ones, then ever faster ones.
 
-    python -m benchmarks.scaling                  # three to four minutes on two cores
+    python -m benchmarks.scaling                  # four minutes on two cores
     python -m benchmarks.scaling --quick
 
 Real Redis, real bytes (`benchmarks.crowd`), a real learner's intake drawing one trajectory for each that arrives,
@@ -23,6 +23,8 @@ GROUP_SECONDS = 10.0
 FASTER = (4.0, 2.5, 1.5)
 """Seconds of a group with the most actors, until an efficiency falls below the target."""
 SECONDS = 12.0
+FEW_ACTORS, LONGER_SECONDS = 10, 60.0
+"""Of a few actors, which finish so few groups that one more or less would show."""
 
 
 def crowds(actors: tuple[int, ...], faster: tuple[float, ...], seconds: float) -> list[CrowdRun]:
@@ -32,7 +34,9 @@ def crowds(actors: tuple[int, ...], faster: tuple[float, ...], seconds: float) -
     wanted += [(actors[-1], group_seconds) for group_seconds in faster]
     for count, group_seconds in wanted:
         with TemporaryDirectory(prefix="crowd-") as parent:
-            runs.append(crowd_run(Path(parent) / "redis", count, group_seconds, seconds))
+            few = count < FEW_ACTORS and seconds >= SECONDS
+            measured = LONGER_SECONDS if few else seconds
+            runs.append(crowd_run(Path(parent) / "redis", count, group_seconds, measured))
         if group_seconds != GROUP_SECONDS and not TARGET.met(runs[-1].efficiency):
             break
     return runs

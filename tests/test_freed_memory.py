@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from posteriori.freed_memory import allocator
 
 PROGRAM = """
 import sys, time
@@ -40,3 +43,16 @@ def test_freed_pages_below_a_block_in_use_are_returned() -> None:
     by_itself, after_trim = map(float, ended.stdout.split())
     assert by_itself < 50  # of some 200 MiB
     assert after_trim > 150
+
+
+def test_the_allocator_is_in_use_where_the_environment_says_so() -> None:
+    environment = allocator()
+    if not environment:
+        pytest.skip("Ray brings no jemalloc here, or something else is preloaded")
+    program = "import ctypes; assert hasattr(ctypes.CDLL(None), 'mallctl')"
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **environment})
+
+
+def test_what_the_user_preloads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc.so")
+    assert allocator() == {}

@@ -16,6 +16,7 @@ from typing import Any
 
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
+from posteriori.freed_memory import allocator
 from posteriori.placement import Asked, Room, asked, check_room
 
 LOGICAL_CPUS = 64
@@ -68,6 +69,7 @@ def learner_options(group: Any) -> dict[str, Any]:
         "num_cpus": bundle.get("CPU", 0),
         "num_gpus": bundle.get("GPU", 0),
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
+        "runtime_env": {"env_vars": allocator()},
     }
 
 

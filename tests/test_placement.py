@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from posteriori import config as run_file
-from posteriori.commands.cluster import refuse_lonely_redis, refuse_open_cluster
+from posteriori.commands.cluster import (
+    START_ATTEMPTS,
+    connected,
+    refuse_lonely_redis,
+    refuse_open_cluster,
+)
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
 from posteriori.placement import Asked, Room, asked, check_room
@@ -101,3 +106,38 @@ def test_several_machines_need_a_redis_they_reach() -> None:
     refuse_lonely_redis(
         nodes("192.0.2.1", "192.0.2.2"), config(replay={"redis_url": "environment"})
     )
+
+
+LATE = (
+    "The current node timed out during startup. This could happen because some of the raylet failed"
+)
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3), (9, START_ATTEMPTS)])
+def test_ray_is_started_again_where_it_starts_too_late(
+    failures: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives a node thirty seconds, which a test cannot have it miss at will."""
+    import ray
+
+    asked_to: list[str] = []
+
+    def init(**options: Any) -> None:
+        asked_to.append(options["address"])
+        if len(asked_to) <= failures:
+            raise Exception(LATE)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: asked_to.append("end"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if failures < START_ATTEMPTS:
+        with connected():
+            pass
+        assert asked_to == ["local"] * starts + ["end"]
+    else:
+        with (
+            pytest.raises(UserError, match="did not start on this machine in 4 attempts"),
+            connected(),
+        ):
+            pass
+        assert asked_to == ["local"] * starts

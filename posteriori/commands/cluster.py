@@ -7,6 +7,7 @@ the last GPU it needs, and stays reserved while it is restarted.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,17 @@ from posteriori.errors import UserError
 from posteriori.freed_memory import allocator
 from posteriori.placement import Asked, Room, asked, check_room
 
+log = logging.getLogger(__name__)
+
 LOGICAL_CPUS = 64
 """On one machine actors and learner share its cores; Ray is told of more, so that it places them all."""
 RESERVATION_SECONDS = 120.0
 """The room was there a moment ago; only another run can have taken it."""
 POLL_SECONDS = 2.0
+START_ATTEMPTS = 4
+STARTS_LATE = "timed out during startup"
+"""Of Ray's error: it gives a node 30 seconds, which cannot be set; on a busy machine torch's import alone takes them.
+What had started of the node ends with this process."""
 
 Nodes = Sequence[dict[str, Any]]
 
@@ -145,13 +152,25 @@ def connected() -> Iterator[None]:
         # Then nothing of Ray listens beyond loopback. It reads this when it is imported, which may have been.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **resources)
-    except ConnectionError as cause:
-        raise UserError(
-            f"No Ray cluster answers at {address}.",
-            "Check RAY_ADDRESS, or unset it to run on this machine.",
-        ) from cause
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **resources)
+            break
+        except ConnectionError as cause:
+            raise UserError(
+                f"No Ray cluster answers at {address}.",
+                "Check RAY_ADDRESS, or unset it to run on this machine.",
+            ) from cause
+        # A bare Exception, by its words alone told from others.
+        except Exception as cause:
+            if STARTS_LATE not in str(cause):
+                raise
+            if attempt == START_ATTEMPTS:
+                raise UserError(
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts: {cause}",
+                    "Other programs keep it busy: try again when they have ended.",
+                ) from cause
+            log.warning("Ray did not start within 30 seconds; it is started again.")
     try:
         yield
     finally:

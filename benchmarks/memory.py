@@ -18,7 +18,8 @@ import gc
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,21 @@ def _measured(
     return status("VmHWM") - before, needed
 
 
+@contextmanager
+def _allocator_of_a_run() -> Iterator[None]:
+    """Processes that start within the block get memory as a run's learner and actors do."""
+    environment = allocator()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in environment:
+            del os.environ[name]
+
+
 def measure(quick: bool = False) -> Report:
     """A row for each side and model."""
     step = QUICK if quick else STEP
-    os.environ.update(allocator())  # as learner and actors are started
     spawn = multiprocessing.get_context("spawn")
     rows, parts = [], {}
     measured = names(quick)
@@ -182,7 +194,7 @@ def measure(quick: bool = False) -> Report:
         for title, side in (("learner", learner), ("actor", actor)):
             if title == "actor" and torch.cuda.is_available():
                 continue  # its engine is vLLM, whose memory on a device is what it is told to take
-            with spawn.Pool(1) as pool:
+            with _allocator_of_a_run(), spawn.Pool(1) as pool:
                 peak, needed = pool.apply(side, (name, step))
             total = sum(needed.values())
             row = f"{name}: {title}'s peak ÷ what it needs"

@@ -4,7 +4,7 @@
     python -m benchmarks.time_to_fidelity --quick
 
 One problem with an enumerable posterior for each of 1,280 X's (``benchmarks/instead/verdict.py``); a policy is
-trained on 400 of them and judged on 200 others. The law of one returned sample is within TV 0.05 of the
+trained on 1,080 of them and judged on the 200 others. The law of one returned sample is within TV 0.05 of the
 posterior, on average over the held-out X's, for every method: TV is exact, by enumeration; only that of particle
 filters, which have no closed form, is simulated. The job compared is S independent samples of each of the 200 X's.
 One rule for all costs: ``benchmarks/instead/meter.py``.
@@ -48,7 +48,7 @@ PPO_PATIENCE = 4.0
 
 PPO_SETTINGS = PPOSettings(
     target="posterior",
-    steps=80,
+    steps=640,
     prompts_per_step=4,
     samples_per_prompt=32,
     epochs=2,

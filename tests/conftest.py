@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,10 @@ from posteriori.lm import LanguageModel
 from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
+
+# No test looks at a clock: the other half of the tests may have the core for a while.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 TOGETHER = {"cluster": ("ray",), "faults": ("faults",), "engine": ("vllm", "page")}
 """Files with tests of these kinds go to one worker: clusters one after another, since Ray gives a node thirty

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import yaml
 
+from experiments.em import UNSEEN_NATS
 from posteriori.commands.loaded_run import LoadedRun
 from posteriori.commands.run_directory import RunDirectory
 from tests.test_train import ALPHABET, finish, posteriori, read_until, run_file
@@ -62,7 +63,8 @@ def test_em_run_killed_after_its_first_m_step_ends_where_it_should(
     exact = assessment["exact"]
     # Assessed under the reward of the last M step, which the policy was fitted to.
     assert exact["policy"]["total_variation"] < 0.1
-    assert end["bound"] <= exact["log_z"] + 4 * end["bound_se"]
+    # Where q is nearly the posterior, chains that are unlikely and weigh little are in none of the draws.
+    assert end["bound"] <= exact["log_z"] + 4 * end["bound_se"] + UNSEEN_NATS
     assert end["bound"] > exact["log_z"] - 0.1
     run = LoadedRun.load(directory)
     assert run.problems[0].reward.version >= 2

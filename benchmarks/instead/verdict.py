@@ -36,7 +36,7 @@ WORDS = (
     "boring", "silly", "empty", "dull", "clumsy", "cheap", "tired", "ugly", "confused", "lazy",
 )  # fmt: skip
 
-TRAINED = 400
+TRAINED = 1080
 HELD_OUT = 200
 QUICK = 4
 """X's of each kind in the quick form."""

@@ -34,7 +34,7 @@ def plant(rate: float, demand: float, seconds: float, start: int, **changes: Any
     return history
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rate=st.floats(1.0, 50.0),
     enough=st.floats(0.3, 60.0),
@@ -55,7 +55,7 @@ def test_a_steady_load_is_met_and_then_left_alone(rate: float, enough: float, st
     assert len(good) >= 0.75 * len(settled)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

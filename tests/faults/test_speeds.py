@@ -101,7 +101,6 @@ def drawn_by(intake: Intake) -> list[list[Trajectory]]:
 @given(data=st.data())
 @settings(
     max_examples=12,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -99,7 +99,7 @@ def naive_log_z(batch: Batch) -> tuple[list[float], list[float]]:
     return [over_group(means, b) for b in range(size)], [over_group(ends, b) for b in range(size)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     lam=st.sampled_from(LAMBDAS),

@@ -66,7 +66,7 @@ def test_a_calculator_of_no_operands_is_refused() -> None:
         Calculator(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text() | st.text("0123456789+-=., ()*_e", max_size=40), st.integers(1, 4))
 def test_no_text_raises_or_answers_but_an_integer(text: str, max_operands: int) -> None:
     answer = Calculator(max_operands).run(text + "=")
@@ -75,7 +75,7 @@ def test_no_text_raises_or_answers_but_an_integer(text: str, max_operands: int) 
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=2, max_size=6), st.data())
 def test_the_last_operation_is_answered(operands: list[int], data: st.DataObject) -> None:
     signs = [data.draw(st.sampled_from("+-")) for _ in operands[1:]]

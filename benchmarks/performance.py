@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "real_actors",
     "scaling",
     "start_up",
+    "time_to_fidelity",
 )
 """In this order; each is `python -m benchmarks.NAME` with ``--quick`` and ``--out``."""
 

@@ -58,7 +58,7 @@ PPO_SETTINGS = PPOSettings(
 )
 """As many draws a round as a step of ours takes, and the rate that came nearest in trials (docs/log.md)."""
 
-PER_X = (1, 16, 256)
+PER_X = (1, 16, 64, 256)
 """S: samples of each X; at most 16 are asked for at once."""
 
 AT_ONCE = 16

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ARENAS = 2
 TRIM_SECONDS = 30.0
+JEMALLOC = "background_thread:true,dirty_decay_ms:5000,muzzy_decay_ms:0"
 M_ARENA_MAX = -8
 """``mallopt``'s name for the number of arenas, from malloc.h."""
 
@@ -26,13 +27,14 @@ def allocator() -> dict[str, str]:
     """Environment of a process that computes with torch: with the jemalloc that Ray brings along, where it does.
 
     Activations of many sizes leave holes in glibc's heap: a learner's peak is twice what it needs, and with jemalloc
-    1.04 times, at the same speed (``benchmarks/memory.py``). What the user preloads already stays as it is.
+    1.04 times, at the same speed (``benchmarks/memory.py``). It returns what has been free for a few seconds, even
+    where nobody allocates any more. What the user preloads already stays as it is.
     """
     ray = find_spec("ray")
     if ray is None or ray.origin is None or os.environ.get("LD_PRELOAD"):
         return {}
     library = Path(ray.origin).parent / "core" / "libjemalloc.so"
-    return {"LD_PRELOAD": str(library)} if library.exists() else {}
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC} if library.exists() else {}
 
 
 @functools.cache

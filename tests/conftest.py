@@ -26,9 +26,11 @@ from tests.tiny import write_tiny_lm
 
 torch.set_num_threads(1)
 
-# No test looks at a clock: the other half of the tests may have the core for a while.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# No test looks at a clock: the other half of the tests may have the core for a while. The same examples every time, so
+# that whoever changes something is not told of another's fault; `--hypothesis-profile search` looks for new ones.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 TOGETHER = {"cluster": ("ray",), "faults": ("faults",), "engine": ("vllm", "page")}
 """Files with tests of these kinds go to one worker: clusters one after another, since Ray gives a node thirty

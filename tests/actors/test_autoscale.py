@@ -69,6 +69,8 @@ def test_a_steady_load_is_met_and_then_left_alone(rate: float, enough: float, st
     st.integers(1, 8),
     st.integers(0, 56),
 )
+# Who asks for the number that is wanted already changes nothing: the times go on.
+@example([(0.0, 0.0, None, None), (30.0, 0.0, None, 1), (30.0, 0.0, None, None)], 1, 7)
 def test_whatever_happens_bounds_and_times_hold(
     events: list[tuple[float, float | None, float | None, int | None]], least: int, extra: int
 ) -> None:
@@ -77,6 +79,7 @@ def test_whatever_happens_bounds_and_times_hold(
     now, desired, last_change = 0.0, least, None
     for wait, lead, age, by_hand in events:
         now += wait
+        before = desired
         if by_hand is not None:
             desired = by_hand
         decision = controller.decide(Load(now, desired, desired, lead, age))
@@ -86,7 +89,7 @@ def test_whatever_happens_bounds_and_times_hold(
             assert last_change is None or now - last_change >= 60
             assert lead is not None
             assert not (LOW_LEAD <= lead <= HIGH_LEAD) or (age or 0) > 4
-        if decision.desired != desired or by_hand is not None:
+        if decision.desired != before:
             last_change = now
         desired = decision.desired
 

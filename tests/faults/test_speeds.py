@@ -101,7 +101,6 @@ def drawn_by(intake: Intake) -> list[list[Trajectory]]:
 @given(data=st.data())
 @settings(
     max_examples=12,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_the_speeds_all_is_bounded_and_nobody_waits_for_ever(

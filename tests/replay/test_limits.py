@@ -21,7 +21,6 @@ RATES = st.sampled_from([0.01, 0.1, 0.3, 1.0, 1.7, 4.0, 30.0])
 @given(data=st.data())
 @settings(
     max_examples=60,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_one_of_them_can_always_go_on(client: redis.Redis, data: st.DataObject) -> None:

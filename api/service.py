@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from api.adapters import Adapters
 from api.catalogue import Catalogue
@@ -49,8 +49,8 @@ class Worker:
     executor: ThreadPoolExecutor
     most: int
     waiting: int = 0
-    _short: deque[Callable[[], None]] = field(default_factory=deque)
-    _long: deque[Callable[[], None]] = field(default_factory=deque)
+    _short: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
+    _long: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
 
     @classmethod
     def start(cls, name: str, threads: int, most: int) -> Worker:
@@ -72,19 +72,9 @@ class Worker:
                 429, "busy", f"{self.waiting} tasks wait for scoring.", "Try again soon."
             )
         found: Future[T] = Future()
-
-        def do() -> None:
-            if not found.set_running_or_notify_cancel():
-                return
-            try:
-                found.set_result(work())
-            # Whatever it is, whoever asked is told.
-            except BaseException as cause:  # noqa: BLE001
-                found.set_exception(cause)
-
         self.waiting += 1
         try:
-            (self._long if long else self._short).append(do)
+            (self._long if long else self._short).append((found, work))
             self.executor.submit(self._next)
             return await asyncio.wrap_future(found)
         finally:
@@ -92,10 +82,20 @@ class Worker:
 
     def _next(self) -> None:
         """In the thread, once for each task."""
-        (self._short or self._long).popleft()()
+        found, work = (self._short or self._long).popleft()
+        if not found.set_running_or_notify_cancel():
+            return
+        try:
+            found.set_result(work())
+        # Whatever it is, whoever asked is told.
+        except BaseException as cause:  # noqa: BLE001
+            found.set_exception(cause)
 
     def close(self) -> None:
+        """End after the task at work; those that wait are cancelled."""
         self.executor.shutdown(wait=True, cancel_futures=True)
+        for found, _ in (*self._short, *self._long):
+            found.cancel()
 
 
 class Service:

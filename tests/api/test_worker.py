@@ -59,3 +59,26 @@ def test_errors_reach_who_asked_and_what_is_left_is_not_done() -> None:
     asyncio.run(ask())
     worker.close()
     assert done == ["after"] and worker.waiting == 0
+
+
+def test_who_waits_when_it_is_closed_waits_no_longer() -> None:
+    worker = Worker.start("test", 1, 10**6)
+    free, begun = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        first = asyncio.ensure_future(worker.run(lambda: begun.set() or free.wait()))
+        waiting = [asyncio.ensure_future(worker.run(lambda: None, long=long)) for long in (0, 1)]
+        await asyncio.to_thread(begun.wait)
+        closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
+        # Refused as soon as what waits has been taken back.
+        while not waiting[-1].done():
+            waiting.append(asyncio.ensure_future(worker.run(lambda: None)))
+            await asyncio.sleep(0)
+        free.set()
+        *cancelled, refused = await asyncio.gather(*waiting, return_exceptions=True)
+        await closing
+        assert await first is True
+        assert all(isinstance(one, asyncio.CancelledError) for one in cancelled)
+        assert isinstance(refused, RuntimeError)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))

@@ -27,7 +27,7 @@ def allocator() -> dict[str, str]:
     """Environment of a process that computes with torch: with the jemalloc that Ray brings along, where it does.
 
     Activations of many sizes leave holes in glibc's heap: a learner's peak is twice what it needs, and with jemalloc
-    1.04 times, at the same speed (``benchmarks/memory.py``). It returns what has been free for a few seconds, even
+    1.14 times, at the same speed (``benchmarks/memory.py``). It returns what has been free for a few seconds, even
     where nobody allocates any more. What the user preloads already stays as it is.
     """
     ray = find_spec("ray")

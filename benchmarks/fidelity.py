@@ -32,25 +32,36 @@ from benchmarks.markov_tempered import prepare_models
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig
 from posteriori.oracle.dynamic import MarkovPosterior
+from posteriori.sharpened import write_sharpened
 
 OUT = Path("docs/results")
-FIT_STEPS = 1200
+FIT_STEPS = 4000
 QUICK_FIT_STEPS = 4
 QUICK_DRAWS = 32
 STOP_DRAWS = 256
 SEEDS_OF_Q = 3
 
 
-def prepare(row: Row, seed: int, quick: bool, work: Path, console: Console) -> Ground:
-    """The row under a seed, with its oracle; models that it needs are made."""
+def prepare(
+    row: Row, seed: int, quick: bool, work: Path, console: Console, sharpened: bool = False
+) -> Ground:
+    """The row under a seed, with its oracle; models that it needs are made.
+
+    Args:
+        sharpened: the policy's base is the base LM at the posterior's temperature (Markov rows).
+    """
     config = row.config(quick, seed)
     if row.kind == "enumerable":
         return enumerable.ground(config, oracle_directory(config, work))
     home = work / "quick-models" if quick else Path(config.model).parent
     base, reward_lm = home / "policy-base", home / "reward-lm"
     prepare_models(base, reward_lm, QUICK_FIT_STEPS if quick else FIT_STEPS, console)
-    if quick:
-        config = with_models(config, base, reward_lm)
+    (problem,) = config.problems
+    if sharpened and problem.temperature != 1.0:
+        plain, base = base, home / f"policy-base-{problem.temperature:g}"
+        if not base.exists():
+            write_sharpened(str(plain), problem.temperature, base)
+    config = with_models(config, base, reward_lm)
     return markov.ground(config, QUICK_DRAWS if quick else markov.DRAWS)
 
 
@@ -110,7 +121,7 @@ def measure(row: Row, method: str, seed: int, quick: bool, work: Path, console: 
         if method == "q":
             return log_z.exact_draws_above(config, reward_lm, seed, trials)
         return log_z.joint_draws_above(reward_lm, seed, trials)
-    ground = prepare(row, seed, quick, work, console)
+    ground = prepare(row, seed, quick, work, console, sharpened=method == "q")
     if method != "q":
         return RIVALS[method](ground, seed, quick)
     directory = Path(tempfile.mkdtemp(prefix=f"{row.name}-{seed}-", dir=work)) / "run"

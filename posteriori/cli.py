@@ -275,6 +275,19 @@ def pretrain(
 
 
 @app.command()
+def sharpen(
+    model: Annotated[str, typer.Argument(help="pocket, a directory or a hub id.")],
+    temperature: Annotated[float, typer.Option(help="Divides the logits; below 1 sharpens.")],
+    out: Annotated[Path, typer.Option(help="New directory of the model.")],
+) -> None:
+    """Write a model with its logits divided by T, so that a policy begins at token tempering."""
+    from posteriori.sharpened import write_sharpened
+
+    write_sharpened(model, temperature, out)
+    console.print(f"Wrote {out}: {model} at T = {temperature:g}.", highlight=False)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     console.print(__version__)

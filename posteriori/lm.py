@@ -99,6 +99,23 @@ class LanguageModel:
             ) from cause
         return LanguageModel(model=model.eval(), tokenizer=self.tokenizer, name=self.name)
 
+    def at_temperature(self, temperature: float) -> LanguageModel:
+        """This model with its logits divided by ``temperature``: token tempering, as a model.
+
+        The LM head is a new one, no longer shared with the embeddings; all other weights are shared.
+        """
+        shared = {
+            id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())
+        }
+        model = copy.deepcopy(self.model, memo=shared)
+        head = model.get_output_embeddings()
+        for name, weights in list(head.named_parameters(recurse=False)):
+            divided = torch.nn.Parameter(weights.detach() / temperature, requires_grad=False)
+            setattr(head, name, divided)
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+        return LanguageModel(model, self.tokenizer, f"{self.name} at T = {temperature:g}")
+
     def _check_head(self) -> None:
         """Refuse models whose logits are more than a linear map of the last hidden state."""
         tokens = np.asarray([self.bos or 0, 1, 2], dtype=np.int64)

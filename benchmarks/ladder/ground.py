@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from posteriori.config import RunConfig
 from posteriori.lm import LanguageModel
@@ -89,14 +87,3 @@ def averaged(rows: Sequence[tuple[bool, Mapping[str, float]]]) -> Metrics:
             if chosen and name in chosen[0]:
                 found[f"{prefix}worst {name}"] = max(metrics[name] for metrics in chosen)
     return found
-
-
-def token_tempered(lm: LanguageModel, temperature: float) -> LanguageModel:
-    """``lm`` at a token temperature: its head divided by T, all other weights shared."""
-    shared = {id(tensor): tensor for tensor in (*lm.model.parameters(), *lm.model.buffers())}
-    model = copy.deepcopy(lm.model, memo=shared)
-    head = model.get_output_embeddings()
-    scaled = torch.nn.Linear(head.in_features, head.out_features, bias=False)
-    scaled.weight = torch.nn.Parameter(head.weight / temperature, requires_grad=False)
-    model.set_output_embeddings(scaled)
-    return LanguageModel(model, lm.tokenizer, f"{lm.name} at T = {temperature:g}")

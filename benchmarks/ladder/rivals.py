@@ -17,7 +17,7 @@ from baselines.ppo import PPOSettings, train_ppo
 from baselines.sft import SFTSettings, train_sft
 from baselines.trained import Trained, given
 from benchmarks.ladder.constraint import log_probability, viability_filter
-from benchmarks.ladder.ground import Ground, Known, Metrics, averaged, token_tempered
+from benchmarks.ladder.ground import Ground, Known, Metrics, averaged
 from posteriori import metrics, smc
 from posteriori.oracle.dynamic import MarkovPosterior
 from posteriori.smc import likelihood_twist
@@ -41,8 +41,9 @@ def base(ground: Ground, seed: int, quick: bool) -> Metrics:
 
 def local(ground: Ground, seed: int, quick: bool) -> Metrics:
     """Token-level tempering with the posterior's own temperature."""
-    tempered = token_tempered(ground.lm, ground.temperature)
-    return ground.measure(tempered, seed) | {"training trajectories": 0.0}
+    return ground.measure(ground.lm.at_temperature(ground.temperature), seed) | {
+        "training trajectories": 0.0
+    }
 
 
 def sft(ground: Ground, seed: int, quick: bool) -> Metrics:

@@ -180,7 +180,7 @@ def _frontier(
     rows = []
     for prompt in problem.prompts:
         draws = sampler(problem, prompt, n, seed)
-        texts = [problem.text(z) + "." for z in draws.tokens]
+        texts = [problem.text(z) for z in draws.tokens]
         rows.append(
             {
                 "max_log_p": float(draws.log_reward.max()),

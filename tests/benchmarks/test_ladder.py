@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ladder import constraint, log_z, markov, report, rivals
-from benchmarks.ladder.ground import HELD_OUT, Known, averaged, token_tempered
+from benchmarks.ladder.ground import HELD_OUT, Known, averaged
 from benchmarks.ladder.results import Results
 from benchmarks.ladder.rows import BY_NAME, ROWS, Target
 from posteriori import metrics
@@ -76,7 +76,7 @@ def test_sampled_divergences_agree_with_the_exact_ones(
 def test_token_tempering_is_the_local_sampler(known: Known, reward_lm: LanguageModel) -> None:
     exact = exact_of(known)
     strings = exact.sample(20, seed=1)
-    tempered = token_tempered(reward_lm, 0.7)
+    tempered = reward_lm.at_temperature(0.7)
     found = sequence_log_q(tempered, exact.prompt_ids, exact.moves, strings)
     np.testing.assert_allclose(found, exact.log_q(exact.local_sampler(0.7), strings), atol=1e-4)
     # The untempered model is left as it was.

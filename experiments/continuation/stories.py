@@ -88,6 +88,7 @@ def problem_config(
     return ProblemConfig(
         name="next",
         kind="constrained" if enumerable else "tempered",
+        model="pocket",  # whatever the policy's base is
         constraint=ConstraintConfig(regex=JOB_SENTENCES) if enumerable else None,
         prompts=tuple({"x": story["x"]} for story in train),
         alphabet=tuple(words) if enumerable else "vocabulary",

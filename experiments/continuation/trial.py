@@ -20,6 +20,7 @@ from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import enumerate_posterior, exact_log_q
 from posteriori.problems import Problem, build_problem
 from posteriori.seams import Prompt
+from posteriori.sharpened import write_sharpened
 
 TEMPERATURES = (0.8, 0.5)
 
@@ -56,13 +57,13 @@ class Scale:
         steps, job_steps: of the learner.
     """
 
-    train: int = 120
+    train: int = 400
     test: int = 18
     samples: int = 20
     weighted: int = 128
     job_train: int = 40
     job_test: int = 6
-    steps: int = 150
+    steps: int = 200
     job_steps: int = 50
 
 
@@ -146,31 +147,42 @@ def _train(
         evaluate_every_steps=steps,
         checkpoint_every_steps=steps,
     )
+    sampling = SamplingConfig(
+        group_size=16,
+        base_share=0.25,
+        tempered_share=0.25,
+        temperature_range=(temperature, 1.5),
+        uniform_share=0.0,
+    )
+    replay = ReplayConfig(samples_per_insert=4.0, recent_share=0.5, prioritised_share=0.3)
+    policy_base = lm
     if not enumerable:
-        # Over all tokens a full stop in the middle of a sentence is so unlikely that SubTB spends itself on how
-        # unlikely (docs/log.md); VarGrad looks at whole sentences alone.
-        whole = {"objective": "vargrad", "prompts_per_step": 8, "trajectories_per_prompt": 32}
+        # Over all tokens the end of the text in the middle of a story is so unlikely that SubTB spends itself on
+        # how unlikely (docs/log.md); VarGrad looks at whole stories alone. On-policy, from token tempering.
+        whole = {"objective": "vargrad", "prompts_per_step": 8, "trajectories_per_prompt": 16}
         learner = learner.model_copy(
-            update={**whole, "learning_rate": 1e-3, "huber_delta_nats": 2.0}
+            update={**whole, "learning_rate": 1.5e-3, "huber_delta_nats": 10.0}
         )
-    share = 0.25 if enumerable else 0.1
+        sampling = SamplingConfig(
+            group_size=16, base_share=0.0, tempered_share=0.0, uniform_share=0.0
+        )
+        replay = ReplayConfig(recent_share=1.0, prioritised_share=0.0)
+        sharp = trial.directory / f"pocket-{temperature:g}"
+        if not sharp.exists():
+            write_sharpened(lm.name, temperature, sharp)
+        policy_base = trial.load(str(sharp))
     config = RunConfig(
         run="continuation",
+        model=policy_base.name,
         seed=trial.seed,
         oracle_max_strings=0,
         problems=(problem_config(stories, temperature, enumerable),),
-        sampling=SamplingConfig(
-            group_size=16,
-            base_share=share,
-            tempered_share=share,
-            temperature_range=(temperature, 1.5),
-            uniform_share=0.0,
-        ),
-        replay=ReplayConfig(samples_per_insert=4.0, recent_share=0.5, prioritised_share=0.3),
+        sampling=sampling,
+        replay=replay,
         learner=learner,
     )
     name = f"gflownet-{temperature:g}{'-jobs' if enumerable else ''}"
-    return train_locally(config, directory=trial.directory / name, lm=lm).policy()
+    return train_locally(config, directory=trial.directory / name, lm=policy_base).policy()
 
 
 def _frontier(

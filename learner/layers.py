@@ -1,8 +1,8 @@
-"""How the policy's decoder layers are run: in bfloat16, recomputed, compiled, or any of these together.
+"""How a learner holds its base model: where it is loaded, and how the policy's decoder layers are run.
 
-All three leave the adapter's parameters float32 and where they are, so that optimiser, checkpoints and
-published adapters know nothing of them. The LM head stays outside: it is applied to few positions, and
-what it returns goes into a log-softmax whose differences are the loss.
+In bfloat16, recomputed, compiled, or any of these together. All three leave the adapter's parameters float32 and
+where they are, so that optimiser, checkpoints and published adapters know nothing of them. The LM head stays
+outside: it is applied to few positions, and what it returns goes into a log-softmax whose differences are the loss.
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from posteriori.config import LearnerConfig
+from posteriori.config import LearnerConfig, RunConfig
 from posteriori.errors import UserError
+from posteriori.lm import LanguageModel
 from posteriori.policy import Policy
 from posteriori.tree import causal_model
+
+
+def load_for_learning(config: RunConfig, device: str) -> LanguageModel:
+    """The run's base model, on the device or, where processes share it out, in the host's memory.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    where = "cpu" if config.learner.shard_base else device
+    return LanguageModel.load(config.model, dtype=config.dtype, device=where)
 
 
 def decoder_layers(policy: Policy) -> list[torch.nn.Module]:

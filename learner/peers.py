@@ -54,9 +54,8 @@ class Peer:
         """
         import torch
 
-        from learner.layers import run_layers_as_told
+        from learner.layers import load_for_learning, run_layers_as_told
         from learner.log_z import LogZTable
-        from learner.process import load_for_learning
         from learner.team import Team
         from posteriori.device import resolve_device
         from posteriori.policy import Policy

@@ -25,7 +25,6 @@ from posteriori.freed_memory import return_freed_memory
 if TYPE_CHECKING:
     from learner.learner import Learner
     from learner.team import Team
-    from posteriori.lm import LanguageModel
     from replay.registry import RunRegistry
 
 log = logging.getLogger(__name__)
@@ -38,18 +37,6 @@ BEAT_SECONDS = 2.0
 
 ORACLE_DIRECTORY = "oracle"
 """Below the run's directory: log R of all strings, shared with the driver."""
-
-
-def load_for_learning(config: RunConfig, device: str) -> LanguageModel:
-    """The run's base model, on the device or, where processes share it out, in the host's memory.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    from posteriori.lm import LanguageModel
-
-    where = "cpu" if config.learner.shard_base else device
-    return LanguageModel.load(config.model, dtype=config.dtype, device=where)
 
 
 class LearnerProcess:
@@ -124,6 +111,7 @@ class LearnerProcess:
     def _build(self, client: Any, registry: RunRegistry, team: Team | None) -> Learner:
         import torch
 
+        from learner.layers import load_for_learning
         from learner.learner import Learner
         from learner.rollouts import RolloutMetrics
         from posteriori.fitted_reward import store_name

@@ -28,14 +28,13 @@ from benchmarks.ladder.ground import Ground, Metrics
 from benchmarks.ladder.results import Results
 from benchmarks.ladder.rivals import RIVALS
 from benchmarks.ladder.rows import BY_NAME, ROWS, Row, with_models
-from benchmarks.markov_tempered import prepare_models
+from benchmarks.markov_tempered import FIT_STEPS, prepare_models
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig
 from posteriori.oracle.dynamic import MarkovPosterior
 from posteriori.sharpened import write_sharpened
 
 OUT = Path("docs/results")
-FIT_STEPS = 4000
 QUICK_FIT_STEPS = 4
 QUICK_DRAWS = 32
 STOP_DRAWS = 256

@@ -33,6 +33,8 @@ from posteriori.oracle.scoring import sequence_log_q
 
 RUN_FILE = Path(__file__).with_suffix(".yaml")
 LARGEST_RATIO = 0.1
+FIT_STEPS = 4000
+"""Of the policy's base, which all that lies in runs/markov shares: whoever comes first makes it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-file", type=Path, default=RUN_FILE)
     parser.add_argument("--engine", choices=("vllm", "transformers"))
-    parser.add_argument("--fit-steps", type=int, default=1200)
+    parser.add_argument("--fit-steps", type=int, default=FIT_STEPS)
     parser.add_argument("--draws", type=int, default=2048, help="exact draws from σ for each X")
     parser.add_argument("--measure-only", action="store_true", help="of a finished run")
     arguments = parser.parse_args()

@@ -167,9 +167,7 @@ def _train(
             group_size=16, base_share=0.0, tempered_share=0.0, uniform_share=0.0
         )
         replay = ReplayConfig(recent_share=1.0, prioritised_share=0.0)
-        sharp = trial.directory / f"pocket-{temperature:g}"
-        if not sharp.exists():
-            write_sharpened(lm.name, temperature, sharp)
+        sharp = write_sharpened(lm.name, temperature, trial.directory / f"pocket-{temperature:g}")
         policy_base = trial.load(str(sharp))
     config = RunConfig(
         run="continuation",

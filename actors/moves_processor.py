@@ -23,6 +23,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from actors.behaviour import MoveTable, behaviour_log_q
+from posteriori.lookahead import Lookahead
 from posteriori.moves import LegalMoves
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ TABLES_READ = 256
 
 def write_moves(directory: Path, key: int, moves: LegalMoves) -> None:
     """Leave legal moves for processors in other processes; a tool is the engine's business alone."""
+    ahead = moves.lookahead
     np.savez(
         directory / f"{key}.npz",
         alphabet=moves.alphabet,
         bounds=np.array([moves.stop, moves.min_tokens, moves.max_tokens]),
         next_state=moves.next_state,
         accepting=moves.accepting,
+        bigrams=np.zeros(0) if ahead is None else ahead.bigrams,
+        exponent=np.array(1.0 if ahead is None else ahead.exponent),
     )
 
 
@@ -55,7 +59,17 @@ def read_moves(directory: str, key: int) -> MoveTable:
     with np.load(Path(directory) / f"{key}.npz", allow_pickle=False) as found:
         stop, least, most = (int(bound) for bound in found["bounds"])
         moves = LegalMoves(
-            found["alphabet"], stop, least, most, found["next_state"], found["accepting"]
+            found["alphabet"],
+            stop,
+            least,
+            most,
+            found["next_state"],
+            found["accepting"],
+            lookahead=(
+                Lookahead(found["bigrams"], float(found["exponent"]))
+                if found["bigrams"].size
+                else None
+            ),
         )
     return MoveTable(moves)
 
@@ -75,8 +89,8 @@ class _Row:
         self.before = int(arguments["actions"])
         self.state = int(arguments["state"])
 
-    def mask_row(self) -> int:
-        """Advance over the tokens sampled since the last call; row of the current mask."""
+    def table_row(self) -> int:
+        """Advance over the tokens sampled since the last call; current row of the table."""
         for token in self.output_ids[self.consumed :]:
             self.state = self.table.moves.step(self.state, token)
         self.consumed = len(self.output_ids)
@@ -118,12 +132,12 @@ class MovesProcessor(LogitsProcessor):
             indices_of_table.setdefault(row.table, []).append(index)
         for table, indices in indices_of_table.items():
             rows = [self._rows[index] for index in indices]
-            legal = table.masks([row.mask_row() for row in rows], logits.device)
             at = torch.tensor(indices, device=logits.device).unsqueeze(1)
             columns = table.columns(logits.device)
             temperature = logits.new_tensor([[row.temperature] for row in rows])
             epsilon = logits.new_tensor([[row.epsilon] for row in rows])
-            log_q = behaviour_log_q(logits[at, columns], legal, temperature, epsilon)
+            scores = table.scores(logits[at, columns], [row.table_row() for row in rows])
+            log_q = behaviour_log_q(scores, temperature, epsilon)
             logits[at.squeeze(1)] = -torch.inf
             logits[at, columns] = log_q.to(logits.dtype)
         return logits

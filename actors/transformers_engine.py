@@ -405,12 +405,11 @@ class TransformersEngine:
             behaviours = [sequence.group.request.behaviour for sequence in drawn]
             at = torch.tensor(rows, device=self._device).unsqueeze(1)
             compact = logits[at, table.columns(self._device)]
-            masks = [
+            table_rows = [
                 table.row(length, s.draft.state) for length, s in zip(lengths, drawn, strict=True)
             ]
             log_q = behaviour_log_q(
-                compact,
-                table.masks(masks, self._device),
+                table.scores(compact, table_rows),
                 torch.tensor([[b.temperature] for b in behaviours], device=self._device),
                 torch.tensor([[b.epsilon] for b in behaviours], device=self._device),
             ).cpu()

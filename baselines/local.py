@@ -58,7 +58,7 @@ def greedy(problem: Problem, prompt: Prompt, n: int, seed: int) -> Draws:
     tokens: list[int] = []
     state = 0
     while len(tokens) < moves.max_tokens:
-        column = int(np.where(moves.row(len(tokens), state), rows.logits[0], -np.inf).argmax())
+        column = int(moves.scores(rows.logits, [(len(tokens), state)])[0].argmax())
         if column == len(moves.alphabet):
             break
         token = int(moves.alphabet[column])

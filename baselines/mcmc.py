@@ -152,10 +152,9 @@ def propose(
     rows.select(np.zeros(len(writers), dtype=np.int64))
     running = list(range(len(writers)))
     for length in range(moves.max_tokens + 1):
-        legal = np.stack([moves.row(length, writers[k].state) for k in running])
-        log_moves = move_log_q(
-            rows.logits, legal
-        )  # at max_tokens only ⊤ is left, whatever they are
+        # at max_tokens only ⊤ is left, whatever the logits are
+        places = [(length, writers[k].state) for k in running]
+        log_moves = move_log_q(moves.scores(rows.logits, places))
         drawable = log_moves.copy()
         infilling = [place for place, k in enumerate(running) if writers[k].infills_at(length)]
         drawable[infilling, -1] = -np.inf

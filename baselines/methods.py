@@ -40,6 +40,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "mcmc": mcmc.sample,
     "smc": smc.sample,
     "smc-likelihood": partial(smc.sample, twist=likelihood_twist()),
+    "smc-lookahead": smc.looking_ahead,
 }
 """Local methods with the settings of the paper: nucleus .95, beams ×1 and ×5 (section 4.1)."""
 

@@ -78,8 +78,8 @@ def _search(problem: Problem, prompt: Prompt, n: int, widths: list[int], penalty
             if not group.running:
                 following[number] = np.zeros(0, dtype=np.int64)
                 continue
-            legal = np.stack([moves.row(length, h.state) for h in group.running])
-            log_moves = move_log_q(rows.logits[parents[number]], legal)
+            places = [(length, h.state) for h in group.running]
+            log_moves = move_log_q(moves.scores(rows.logits[parents[number]], places))
             totals = np.array([h.log_q for h in group.running])[:, None] + log_moves
             group.finish(
                 [

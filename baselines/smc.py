@@ -1,18 +1,22 @@
-"""Sequential Monte Carlo as a baseline: base-LM proposals, and a policy's flows as twists.
+"""Sequential Monte Carlo as a baseline: base-LM proposals, a policy's flows as twists, a bigram lookahead.
 
 The filter itself is ``posteriori.smc``, which the service runs too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from baselines.draws import Budget, Draws
 from posteriori import metrics
+from posteriori.bigrams import fit_bigrams
 from posteriori.lm import LanguageModel
+from posteriori.lookahead import Lookahead
 from posteriori.problems import Problem
 from posteriori.seams import Prompt
-from posteriori.smc import FLOW, Twist
+from posteriori.smc import FLOW, Twist, likelihood_twist
 from posteriori.smc import sample as run_filters
 
 
@@ -65,3 +69,39 @@ def sample(
         budget=budget,
         log_z=log_z,
     )
+
+
+def looking_ahead(
+    problem: Problem,
+    prompt: Prompt,
+    n: int,
+    seed: int,
+    *,
+    particles: int | None = None,
+    exponent: float = 1.0,
+    draws: int = 256,
+    ess_threshold: float = 0.5,
+) -> Draws:
+    """The plain particle filter, its proposals and weights told what each prefix promises.
+
+    Args:
+        problem, prompt, n, seed, particles, ess_threshold: as for :func:`sample`.
+        exponent: of the likelihood in R, 1/T of a tempered posterior.
+        draws: of the base LM without the constraint, for the lookahead's bigrams; what they take is counted.
+
+    Raises:
+        UserError: the alphabet is too large for bigrams.
+    """
+    moves = problem.moves(prompt)
+    bigrams, forwards = fit_bigrams(problem.lm, [problem.policy_ids(prompt)], moves, draws, seed)
+    guided = replace(moves, lookahead=Lookahead(bigrams, exponent))
+    found = sample(
+        replace(problem, legal_moves=lambda prompt: guided),
+        prompt,
+        n,
+        seed,
+        particles=particles,
+        twist=likelihood_twist(exponent),
+        ess_threshold=ess_threshold,
+    )
+    return replace(found, budget=found.budget + Budget(token_forwards=forwards))

@@ -238,6 +238,46 @@ def baseline(
     command.show(found, console, as_json)
 
 
+@app.command()
+def lookahead(
+    run: Annotated[Path, typer.Argument(help="Run file; nothing is trained.")],
+    out: Annotated[Path, typer.Option(help="New .npz file, for the problem's `lookahead`.")],
+    problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the base LM, in all.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+) -> None:
+    """Fit what a constraint's prefixes promise, so that samplers walk towards legal ends early."""
+    from posteriori.commands import lookahead as command
+    from posteriori.config import load
+
+    command.fit(load(run), out, problem_name=problem, draws=draws, seed=seed, console=console)
+
+
+@app.command()
+def gold(
+    run: Annotated[Path, typer.Argument(help="Run file; nothing is trained.")],
+    out: Annotated[Path, typer.Option(help="New .jsonl file, for the problem's `gold.file`.")],
+    problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
+    filters: Annotated[int, typer.Option(min=1, help="Independent filters of each X.")] = 4,
+    particles: Annotated[int, typer.Option(min=2, help="Particles, and Z's, of a filter.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+) -> None:
+    """Draw gold Z's by particle filters of the base LM, for a replay buffer to begin with."""
+    from posteriori.commands import gold as command
+    from posteriori.config import load
+
+    report = command.draw(
+        load(run),
+        out,
+        problem_name=problem,
+        filters=filters,
+        particles=particles,
+        seed=seed,
+        console=console,
+    )
+    command.show(report, out, console)
+
+
 @app.command("make-data")
 def make_data(
     kind: Annotated[str, typer.Argument(help="arithmetic, reviews or stories.")],

@@ -175,6 +175,8 @@ class ProblemConfig(Section):
     ``reverse``, ``reasoning``, ``uniform``, ``preference``), ``product`` for explicit ``terms``, or
     ``python`` for ``factory``, an import path ``module:function`` called as ``function(config, lm)``
     that returns a Problem. ``policy_prompt`` is ``{x}`` unless the kind knows better.
+    ``lookahead`` is a file of ``posteriori lookahead``: every sampler of the problem then adds to a move's
+    logit what the prefix behind it promises of legal Z's.
     ``test_prompts`` are held out of training and reported apart; ``prompts_format`` is that of both
     files (see ``posteriori.data.formats``).
     """
@@ -203,6 +205,7 @@ class ProblemConfig(Section):
     max_tokens: int = Field(ge=1)
     temperature: float = Field(default=1.0, gt=0)
     constraint: ConstraintConfig | None = None
+    lookahead: Path | None = None
     terms: tuple[RewardTerm, ...] = ()
     contrast: ContrastConfig | None = None
     labels: tuple[str, ...] = ()

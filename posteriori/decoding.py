@@ -90,9 +90,8 @@ def _decode(
         acting = [running[place] for place in places]
         lengths = [drafts[row].actions for row in acting]
         if acting:
-            states = [drafts[row].state for row in acting]
-            legal = np.stack([moves.row(n, s) for n, s in zip(lengths, states, strict=True)])
-            log_moves = move_log_q(decoded.logits[places], legal, temperature, top_p)
+            at = [(drafts[row].actions, drafts[row].state) for row in acting]
+            log_moves = move_log_q(moves.scores(decoded.logits[places], at), temperature, top_p)
             drawn = draw_moves(log_moves, uniforms[acting, lengths])
             for row, column, log_q in zip(acting, drawn.tolist(), log_moves, strict=True):
                 token = int(moves.column_tokens[column])
@@ -107,34 +106,32 @@ def _decode(
     return [draft.sample() for draft in drafts]
 
 
-def move_log_q(
-    logits: FloatArray, legal: NDArray[np.bool_], temperature: float = 1.0, top_p: float = 1.0
-) -> FloatArray:
+def move_log_q(scores: FloatArray, temperature: float = 1.0, top_p: float = 1.0) -> FloatArray:
     """log q of every move: softmax over the legal ones at a temperature, then cut to its nucleus.
 
     Args:
-        logits: of the alphabet's columns and ⊤, [R, V + 1].
-        legal: legal moves, bool [R, V + 1]; at least one in every row.
-        temperature: divides the logits.
+        scores: ``LegalMoves.scores`` of the alphabet's columns and ⊤, -inf where illegal, [R, V + 1]; at
+            least one legal move in every row.
+        temperature: divides the scores.
         top_p: mass of the nucleus; the move that crosses it belongs to it.
 
     Returns:
         float64 [R, V + 1], normalised, -inf where illegal or cut.
     """
-    masked = np.where(legal, logits / temperature, -np.inf)
-    log_q = _log_softmax(masked)
+    log_q = log_softmax(scores / temperature)
     if top_p < 1:
         order = np.argsort(-log_q, axis=1, kind="stable")
         ranked = np.exp(np.take_along_axis(log_q, order, axis=1))
         # Kept while the mass before it falls short of top_p.
         kept = np.cumsum(ranked, axis=1) - ranked < top_p
-        keep = np.zeros_like(legal)
+        keep = np.zeros(scores.shape, dtype=np.bool_)
         np.put_along_axis(keep, order, kept, axis=1)
-        log_q = _log_softmax(np.where(keep, log_q, -np.inf))
+        log_q = log_softmax(np.where(keep, log_q, -np.inf))
     return log_q
 
 
-def _log_softmax(scores: FloatArray) -> FloatArray:
+def log_softmax(scores: FloatArray) -> FloatArray:
+    """Row by row, in float64; [R, V]."""
     shifted = scores - scores.max(axis=1, keepdims=True)
     normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normalised

@@ -78,11 +78,13 @@ def policy_potential(
             """log q of each token of the vocabulary and EOS behind a legal prefix."""
             z = tuple(int(getattr(token, "token_id", token)) for token in context)
             if z not in self._known:
-                legal = moves.masks(z)[-1:]
-                if not legal.any():
+                actions = moves.actions(z)
+                place = (len(actions), moves.states(actions)[-1])
+                if not moves.masks(z)[-1].any():
                     found = np.full(len(moves.alphabet) + 1, -np.inf)
                 else:
-                    found = move_log_q(Rows(policy, [*prompt_ids, *z], moves).logits, legal)[0]
+                    scores = moves.scores(Rows(policy, [*prompt_ids, *z], moves).logits, [place])
+                    found = move_log_q(scores)[0]
                 self._known[z] = np.append(found, -np.inf)[columns]
             return self._known[z]
 

@@ -35,6 +35,7 @@ class Group:
         states: tree nodes at which the policy decides, int64 [U].
         column_tokens: token id of each column, ⊤ last, int64 [V + 1].
         legal: legal moves at each state, bool [U, V + 1].
+        promises: what a lookahead adds to each legal move's logit, float32 [U, V + 1]; None without one.
         state_of: row of ``states`` for each prefix, int64 [K, N + 1]; 0 where nothing is read.
         column_of: column of each token, int64 [K, N]; 0 where it is not an action.
         action: tokens that are actions, bool [K, N]; False at padding.
@@ -49,6 +50,7 @@ class Group:
     states: IntArray
     column_tokens: IntArray
     legal: BoolArray
+    promises: NDArray[np.float32] | None
     state_of: IntArray
     column_of: IntArray
     action: BoolArray
@@ -151,9 +153,11 @@ def prepare(trajectories: Sequence[Trajectory], problem: Problem) -> Group:
     stop_legal = np.zeros((size, longest + 1), dtype=np.bool_)
     states: dict[int, int] = {}
     legal: list[BoolArray] = []
+    promises: list[NDArray[np.float64]] = []
     for row, (trajectory, path) in enumerate(zip(trajectories, paths, strict=True)):
         n = len(trajectory)
         rows = legal_rows(trajectory, moves)
+        promised = moves.path_promises(trajectory.tokens.astype(np.int64), trajectory.action)
         action[row, :n] = trajectory.action
         stop_legal[row, : n + 1] = trajectory.stop_legal
         for i, node in enumerate(path.tolist()):
@@ -162,6 +166,8 @@ def prepare(trajectories: Sequence[Trajectory], problem: Problem) -> Group:
             if node not in states:
                 states[node] = len(states)
                 legal.append(rows[i])
+                if promised is not None:
+                    promises.append(promised[i])
             state_of[row, i] = states[node]
             if i < n:
                 column_of[row, i] = moves.columns[int(trajectory.tokens[i])]
@@ -173,6 +179,7 @@ def prepare(trajectories: Sequence[Trajectory], problem: Problem) -> Group:
         states=np.fromiter(states, dtype=np.int64, count=len(states)),
         column_tokens=moves.column_tokens,
         legal=np.stack(legal),
+        promises=np.stack(promises).astype(np.float32) if promises else None,
         state_of=state_of,
         column_of=column_of,
         action=action,

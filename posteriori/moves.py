@@ -8,6 +8,9 @@ automaton with one accepting state.
 At length ``max_tokens`` the only legal move is ⊤, so log q(⊤) = 0 there by normalisation. Without
 this pin, zero SubTB loss does not identify the sampler.
 
+A lookahead adds to the logit of each legal move what the prefix behind it promises. It is part of q for
+every sampler, as the masks are, and the base LM over these moves is where q begins.
+
 Where a tool answers inside Z, lengths and automaton see the policy's tokens, the *actions*, alone: what
 the tool says leaves both where they were. A Z is then the sequence of its actions with the tool's
 answer behind every trigger, which is a function of the actions.
@@ -23,13 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posteriori.errors import UserError
+from posteriori.lookahead import DEAD, Lookahead
 from posteriori.tools import BoundTool, ToolSpan, action_mask
 
+__all__ = ["DEAD", "LegalMoves"]
+
 BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-DEAD = -1
-"""Automaton state from which no complete Z can be reached."""
+
+LEAST_PROMISE_NATS = -1000.0
+"""Of a legal move, were h to underflow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +54,7 @@ class LegalMoves:
         next_state: automaton transitions, shape [S, V], ``DEAD`` where a token is not accepted.
         accepting: states in which ⊤ is accepted, shape [S].
         tool: answers inside Z; None: Z is the policy's alone.
+        lookahead: a model of what prefixes promise; None: masks alone.
 
     Raises:
         UserError: shapes, ranges or duplicates are wrong, or no complete Z exists.
@@ -58,6 +67,7 @@ class LegalMoves:
     next_state: IntArray
     accepting: BoolArray
     tool: BoundTool | None = None
+    lookahead: Lookahead | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_tokens <= self.max_tokens:
@@ -89,6 +99,15 @@ class LegalMoves:
             raise UserError(
                 "No trigger of the tool is in the alphabet, so it would never be called.",
                 "Add a trigger to the alphabet, or leave the tool out.",
+            )
+        if self.lookahead is not None and self.lookahead.bigrams.shape != (
+            len(self.alphabet),
+            len(self.alphabet) + 1,
+        ):
+            raise UserError(
+                f"The lookahead's table has shape {self.lookahead.bigrams.shape}, the alphabet "
+                f"{len(self.alphabet)} tokens.",
+                "Write a new one with `posteriori lookahead`.",
             )
 
     @classmethod
@@ -153,6 +172,46 @@ class LegalMoves:
         self._rows[(length, state)] = row
         return row
 
+    @cached_property
+    def _log_promises(self) -> list[FloatArray]:
+        assert self.lookahead is not None
+        return self.lookahead.log_promises(
+            self.next_state, self.accepting, self.min_tokens, self.max_tokens
+        )
+
+    @cached_property
+    def _promises(self) -> dict[tuple[int, int], FloatArray]:
+        return {}
+
+    def promises(self, length: int, state: int) -> FloatArray:
+        """log h behind each move after a prefix of ``length`` tokens in automaton ``state``, nats; [V + 1].
+
+        0 for ⊤ and without a lookahead. Entries of illegal moves are not meaningful.
+        """
+        known = self._promises.get((length, state))
+        if known is not None:
+            return known
+        promises = np.zeros(len(self.alphabet) + 1)
+        if self.lookahead is not None and length < self.max_tokens:
+            following = np.maximum(self.next_state[state], 0)
+            behind = self._log_promises[length + 1][following, np.arange(len(self.alphabet))]
+            legal = self.row(length, state)[:-1]
+            promises[:-1] = np.where(legal, np.maximum(behind, LEAST_PROMISE_NATS), 0.0)
+        self._promises[(length, state)] = promises
+        return promises
+
+    def scores(self, logits: FloatArray, places: Sequence[tuple[int, int]]) -> FloatArray:
+        """What q is the softmax of: logits with promises added, -inf where illegal.
+
+        Args:
+            logits: of the alphabet's columns and ⊤, [R, V + 1].
+            places: (length, automaton state) of each row.
+        """
+        legal = np.stack([self.row(*place) for place in places])
+        if self.lookahead is not None:
+            logits = logits + np.stack([self.promises(*place) for place in places])
+        return np.where(legal, logits, -np.inf)
+
     def step(self, state: int, token: int) -> int:
         """State after ``token``.
 
@@ -195,30 +254,52 @@ class LegalMoves:
         Raises:
             ValueError: the actions are not a path of legal moves, or a tool output is missing.
         """
-        rows, action = self._path(tokens, action)
+        states, action = self._path(tokens, action)
+        rows = np.stack([self.row(i, s) for i, s in enumerate(states)])
         if action is None:
-            return np.stack(rows)
-        masks: BoolArray = np.stack(rows)[np.append(0, np.cumsum(action))]
+            return rows
+        masks: BoolArray = rows[np.append(0, np.cumsum(action))]
         masks[:-1][~action] = False
         return masks
 
+    def path_promises(
+        self, tokens: Sequence[int] | IntArray, action: BoolArray | None = None
+    ) -> FloatArray | None:
+        """log h of the moves at every prefix, [n + 1, V + 1]; None without a lookahead.
+
+        Arguments and errors are those of :meth:`masks`.
+        """
+        if self.lookahead is None:
+            return None
+        states, action = self._path(tokens, action)
+        rows = np.stack([self.promises(i, s) for i, s in enumerate(states)])
+        return rows if action is None else rows[np.append(0, np.cumsum(action))]
+
+    def path_scores(self, logits: FloatArray, tokens: Sequence[int] | IntArray) -> FloatArray:
+        """:meth:`scores` at every prefix of ``tokens``, from the logits there; [n + 1, V + 1].
+
+        All -inf at prefixes behind which a tool speaks. Raises like :meth:`masks`.
+        """
+        promises = self.path_promises(tokens)
+        raised = logits if promises is None else logits + promises
+        return np.where(self.masks(tokens), raised, -np.inf)
+
     def _path(
         self, tokens: Sequence[int] | IntArray, action: BoolArray | None
-    ) -> tuple[list[BoolArray], BoolArray | None]:
-        """Legal moves before each action and after the last one, and which tokens are actions; None: all."""
+    ) -> tuple[list[int], BoolArray | None]:
+        """States before each action and after the last one, and which tokens are actions; None: all."""
         if action is None and self.tool is not None:
             action = action_mask(len(tokens), self.spans([int(token) for token in tokens]))
         if action is None or action.all():
-            return [self.row(i, s) for i, s in enumerate(self.states(tokens))], None
-        actions = np.asarray(tokens, dtype=np.int64)[action]
-        return [self.row(i, s) for i, s in enumerate(self.states(actions))], action
+            return self.states(tokens), None
+        return self.states(np.asarray(tokens, dtype=np.int64)[action]), action
 
     def stop_legal(
         self, tokens: Sequence[int] | IntArray, action: BoolArray | None = None
     ) -> BoolArray:
         """Where ⊤ is legal along ``tokens``; shape [n + 1]; raises like :meth:`masks`."""
-        rows, action = self._path(tokens, action)
-        legal = np.array([row[-1] for row in rows])
+        states, action = self._path(tokens, action)
+        legal = np.array([self.row(i, s)[-1] for i, s in enumerate(states)])
         if action is not None:
             legal = legal[np.append(0, np.cumsum(action))]
             legal[:-1][~action] = False

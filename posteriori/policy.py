@@ -161,12 +161,13 @@ def log_moves(model: Any, groups: Sequence[Group]) -> list[Tensor]:
     Returns:
         For each group float32 [U, V + 1], normalised over the legal moves, -inf elsewhere.
     """
-    return [
-        torch.log_softmax(
-            logits.masked_fill(~torch.from_numpy(group.legal).to(logits.device), -torch.inf), dim=-1
-        )
-        for group, logits in zip(groups, _logits(model, groups), strict=True)
-    ]
+    found = []
+    for group, logits in zip(groups, _logits(model, groups), strict=True):
+        if group.promises is not None:
+            logits = logits + torch.from_numpy(group.promises).to(logits.device)
+        legal = torch.from_numpy(group.legal).to(logits.device)
+        found.append(torch.log_softmax(logits.masked_fill(~legal, -torch.inf), dim=-1))
+    return found
 
 
 def _logits(model: Any, groups: Sequence[Group]) -> list[Tensor]:

@@ -53,6 +53,7 @@ class Prefixes:
         log_p: log p(s) under the proposal's model over its whole vocabulary, tool outputs left out.
         log_q_stop: log q(⊤|s), -inf where ⊤ is illegal.
         log_reward: log R(s⊤), -inf where ⊤ is illegal or the twist does not want rewards.
+        log_promise: log h(s) of the moves' lookahead; 0 without one, at the root and of a complete Z.
     """
 
     log_v: FloatArray
@@ -61,6 +62,7 @@ class Prefixes:
     log_p: FloatArray
     log_q_stop: FloatArray
     log_reward: FloatArray
+    log_promise: FloatArray
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,17 @@ FLOW = Twist("flow", True, _flow_log_v)
 
 
 def likelihood_twist(exponent: float = 1.0) -> Twist:
-    """ψ(s) ∝ p(s)^exponent, p the proposal's model over its whole vocabulary.
+    """ψ(s) ∝ p(s)^exponent h(s), p the proposal's model over its whole vocabulary, h what s promises.
 
-    For rewards p(z⊤|X)^exponent this is the plain particle filter; under a hard constraint it charges
-    every prefix for the mass that the constraint has taken from it.
+    For rewards p(z⊤|X)^exponent without a lookahead (h = 1) this is the plain particle filter; under a
+    hard constraint it charges every prefix for the mass that the constraint has taken from it.
     """
     return Twist(
         f"likelihood^{exponent:g}",
         False,
-        lambda prefixes: prefixes.log_scale + exponent * prefixes.log_p - prefixes.log_q,
+        lambda prefixes: (
+            prefixes.log_scale + exponent * prefixes.log_p + prefixes.log_promise - prefixes.log_q
+        ),
     )
 
 
@@ -204,7 +208,7 @@ def _scale(twist: Twist, pilot: _State) -> float:
     """log of the mean of R / q over what the twist would have said of the same Z at scale 1."""
     zeros = np.zeros(pilot.size)
     silent = np.full(pilot.size, -np.inf)
-    said = twist.log_v(Prefixes(zeros, 0.0, pilot.log_q, pilot.log_p, silent, silent))
+    said = twist.log_v(Prefixes(zeros, 0.0, pilot.log_q, pilot.log_p, silent, silent, zeros))
     return metrics.log_mean_exp(pilot.log_reward - pilot.log_q - said)
 
 
@@ -231,10 +235,12 @@ def _advance(
         # A particle that a tool has answered reads the answer first, and acts later than others.
         ready = state.read[running] == state.lengths[running]
         log_moves = np.zeros((len(running), stop + 1))
+        promises = np.zeros((len(running), stop + 1))
         if ready.any():
             here = running[ready]
-            legal = np.stack([moves.row(*at) for at in state.places(here)])
-            log_moves[ready] = move_log_q(rows.logits[ready], legal)
+            scores = moves.scores(rows.logits[ready], state.places(here))
+            log_moves[ready] = move_log_q(scores)
+            promises[ready] = [moves.promises(*at) for at in state.places(here)]
             state.log_v[here] = twist.log_v(
                 Prefixes(
                     log_v=state.log_v[here],
@@ -243,8 +249,10 @@ def _advance(
                     log_p=state.log_p[here],
                     log_q_stop=log_moves[ready, stop],
                     log_reward=scorer.prefixes(
-                        state.prefixes(here), legal[:, stop] & twist.wants_rewards
+                        state.prefixes(here),
+                        np.isfinite(scores[:, stop]) & twist.wants_rewards,
                     ),
+                    log_promise=state.log_promise[here],
                 )
             )
         kept = state.resample(ess_threshold, running, rng)
@@ -253,6 +261,7 @@ def _advance(
         acting, at = running[ready], kept[ready]
         columns = draw_moves(log_moves[at], rng.random(len(acting)))
         state.log_q[acting] += log_moves[at, columns]
+        state.log_promise[acting] = promises[at, columns]
         stopped = columns == stop
         state.log_p[acting] += np.where(
             stopped, 0.0, rows.logits[at, columns] - rows.log_normaliser[at]
@@ -271,7 +280,7 @@ def _advance(
 
 
 _PER_PARTICLE = (
-    "lengths", "actions", "read", "automaton", "finished", "log_q", "log_p", "log_v", "log_reward"
+    "lengths", "actions", "read", "automaton", "finished", "log_q", "log_p", "log_promise", "log_v", "log_reward"
 )  # fmt: skip
 
 
@@ -288,6 +297,7 @@ class _State:
         self.finished = np.zeros(self.size, dtype=np.bool_)
         self.log_q = np.zeros(self.size)
         self.log_p = np.zeros(self.size)
+        self.log_promise = np.zeros(self.size)
         self.log_v = np.zeros(self.size)
         self.log_reward = np.full(self.size, -np.inf)
         # The weight is offset · v: a resampled particle starts again from its run's mean weight.

@@ -153,3 +153,44 @@ def test_doctor_reports_as_json(run: Any) -> None:
     checks = json.loads(output)
     assert status in (0, 1)
     assert checks
+
+
+LATE = {
+    "kind": "constrained",
+    "constraint": {"contains": [" ran"]},
+    "prompts": [{"x": " the cat"}, {"x": " a dog"}],
+}
+
+
+def test_gold_and_lookahead_write_what_a_run_file_takes(run: Any, tmp_path: Path) -> None:
+    table, z = tmp_path / "made" / "ahead.npz", tmp_path / "made" / "gold.jsonl"
+    status, out, _ = run("lookahead", "FILE", "--out", str(table), "--draws", "8", problem=LATE)
+    assert status == 0 and f"problems[].lookahead: {table}" in out
+    ahead = {**LATE, "lookahead": str(table)}
+    status, out, _ = run(
+        *("gold", "FILE", "--out", str(z), "--filters", "2", "--particles", "8"), problem=ahead
+    )
+    assert status == 0 and "of 2 X's" in out and "a filter" in out
+    lines = [json.loads(line) for line in z.read_text().splitlines()]
+    assert {line["id"] for line in lines} == {"0", "1"}
+    assert all(" ran" in line["z"] for line in lines)
+    assert len({(line["id"], line["z"]) for line in lines}) == len(lines)
+    status, out, _ = run("train", "FILE", "--dry-run", problem={**ahead, "gold": {"file": str(z)}})
+    assert status == 0 and str(table) in out
+    for command, file in (("lookahead", table), ("gold", z)):
+        status, _, errors = run(command, "FILE", "--out", str(file), problem=LATE)
+        assert status == 2 and "exists" in errors
+        status, _, errors = run(
+            *(command, "FILE", "--out", str(tmp_path / "new"), "--problem", "q"), problem=LATE
+        )
+        assert status == 2 and "Choose among p" in errors
+
+
+def test_sharpen_writes_a_model(run: Any, tmp_path: Path, tiny_lm_path: Path) -> None:
+    target = tmp_path / "sharp"
+    options = ("sharpen", str(tiny_lm_path), "--temperature", "0.5", "--out", str(target))
+    status, out, _ = run(*options)
+    assert status == 0 and "T = 0.5" in out
+    assert LanguageModel.load(str(target)).vocabulary_size > 0
+    status, _, errors = run(*options)
+    assert status == 2 and str(target) in errors

@@ -174,6 +174,6 @@ def _stop_log_q(
     for z in strings:
         tree, (nodes,) = prefix_tree(ids, [list(z)])
         ((_, logits),) = sampler.node_logits([tree], [np.asarray(nodes)], moves.column_tokens)
-        legal = moves.masks(z)
-        found.append(decoding.move_log_q(logits.double().cpu().numpy(), legal)[:, -1])
+        scores = moves.path_scores(logits.double().cpu().numpy(), z)
+        found.append(decoding.move_log_q(scores)[:, -1])
     return found

@@ -288,6 +288,8 @@ def _files(config: RunConfig) -> Iterator[Path]:
                 yield source
         if problem.gold is not None and problem.gold.file is not None:
             yield problem.gold.file
+        if problem.lookahead is not None:
+            yield problem.lookahead
 
 
 class _cluster_errors:

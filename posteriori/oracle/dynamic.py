@@ -142,10 +142,12 @@ class MarkovPosterior:
 
         T = 1 is the language model itself as a sampler; other T is ordinary token temperature.
         """
-        columns = self.table.log_p[:, self.moves.column_tokens][:, None] / temperature
+        columns = self.table.log_p[:, self.moves.column_tokens][:, None]
 
         def conditional(length: int) -> FloatArray:
-            masked = np.where(self._illegal(length), -np.inf, columns)
+            states = range(len(self.moves.accepting))
+            promises = np.stack([self.moves.promises(length, state) for state in states])[None]
+            masked = np.where(self._illegal(length), -np.inf, (columns + promises) / temperature)
             mass = np.logaddexp.reduce(masked, axis=2, keepdims=True)
             log_q: FloatArray = masked - np.where(mass > -np.inf, mass, 0.0)
             return log_q

@@ -164,9 +164,8 @@ def exact_moves(
     trees, places = [pack[0] for pack in packs], [pack[2] for pack in packs]
     for index, logits in lm.node_logits(trees, places, tree.moves.column_tokens):
         nodes = packs[index][1]
-        conditional[nodes] = move_log_q(
-            logits.double().cpu().numpy(), tree.legal[nodes], temperature, top_p
-        )
+        scores = tree.scores(nodes, logits.double().cpu().numpy())
+        conditional[nodes] = move_log_q(scores, temperature, top_p)
     return conditional
 
 

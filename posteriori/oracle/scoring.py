@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from posteriori.decoding import log_softmax
 from posteriori.lm import LanguageModel, prefix_tree
 from posteriori.moves import LegalMoves
 
@@ -49,12 +49,11 @@ def sequence_log_q(
         start = 0
         for k in chunks[index]:
             stop = start + len(paths[k]) + 1
-            masks = torch.from_numpy(moves.masks(paths[k]))
-            decides = masks.any(dim=1)  # elsewhere a tool speaks
-            rows = logits[start:stop].double().cpu().masked_fill(~masks, -torch.inf)[decides]
+            scores = moves.path_scores(logits[start:stop].double().cpu().numpy(), paths[k])
+            decides = np.isfinite(scores).any(axis=1)  # elsewhere a tool speaks
+            log_moves = log_softmax(scores[decides])
             actions = moves.actions(paths[k])
             columns = [*(moves.columns[token] for token in actions), len(moves.alphabet)]
-            log_moves = torch.log_softmax(rows, dim=-1)
-            log_q[k] = float(log_moves[torch.arange(len(columns)), columns].sum())
+            log_q[k] = float(log_moves[np.arange(len(columns)), columns].sum())
             start = stop
     return log_q

@@ -18,6 +18,7 @@ from posteriori.errors import UserError
 from posteriori.moves import LegalMoves
 from posteriori.tree import TokenTree
 
+FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
@@ -96,6 +97,11 @@ class StringTree:
         rows = np.stack([_rows(self.moves, n) for n in range(self.moves.max_tokens + 1)])
         legal: BoolArray = rows[self.depths, self.states]
         return legal
+
+    def scores(self, nodes: IntArray, logits: FloatArray) -> FloatArray:
+        """``LegalMoves.scores`` at some nodes, from the logits there; [len(nodes), V + 1]."""
+        places = zip(self.depths[nodes].tolist(), self.states[nodes].tolist(), strict=True)
+        return self.moves.scores(logits, list(places))
 
     @cached_property
     def lengths(self) -> IntArray:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from posteriori import templates
+from posteriori import lookahead, templates
 from posteriori.config import ProblemConfig, RewardTerm, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
+from posteriori.lookahead import Lookahead
 from posteriori.moves import LegalMoves
 from posteriori.problems import (
     automata,
@@ -120,7 +121,7 @@ def _declared(
     test_prompts: Sequence[Prompt],
 ) -> Problem:
     """A problem whose reward is a product of likelihoods and factors; raises like ``build_problem``."""
-    legal = _legal_moves(config, lm)
+    legal = _looking_ahead(config, _legal_moves(config, lm))
     terms = _TERMS[config.kind](config)
     if config.labels:
         _check_labels(config, (*prompts, *test_prompts))
@@ -247,12 +248,29 @@ def _from_factory(config: ProblemConfig, lm: LanguageModel) -> Problem:
             f"Problem {config.name!r}: {config.factory} returned {type(problem).__name__}.",
             "Return a posteriori.problems.Problem.",
         )
-    return problem
+    if config.lookahead is None:
+        return problem
+    known: dict[int, tuple[LegalMoves, LegalMoves]] = {}
+
+    def looking_ahead(prompt: Prompt) -> LegalMoves:
+        moves = problem.moves(prompt)
+        # X's that share their moves go on sharing them, and what is derived from them.
+        return known.setdefault(id(moves), (moves, _looking_ahead(config, moves)))[1]
+
+    return replace(problem, legal_moves=looking_ahead)
 
 
 def _legal_moves(config: ProblemConfig, lm: LanguageModel) -> LegalMoves:
     """The moves of q: masked by the constraint, unless it is left to the reward."""
     return _moves(config, lm, masked=config.constraint is not None and config.constraint.masked)
+
+
+def _looking_ahead(config: ProblemConfig, moves: LegalMoves) -> LegalMoves:
+    """The moves with the run file's lookahead, if it names one."""
+    if config.lookahead is None:
+        return moves
+    bigrams = lookahead.load(config.lookahead, moves.alphabet, f"Problem {config.name!r}")
+    return replace(moves, lookahead=Lookahead(bigrams, 1 / config.temperature))
 
 
 def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMoves:

@@ -134,7 +134,11 @@ def naive_log_q(
             for token, allowed in zip(moves.column_tokens, moves.row(actions, state), strict=True)
             if allowed
         ]
-        weight = {token: float(np.exp(logits[token] / behaviour.temperature)) for token in legal}
+        promised = dict(zip(moves.column_tokens, moves.promises(actions, state), strict=True))
+        weight = {
+            token: float(np.exp((logits[token] + promised[token]) / behaviour.temperature))
+            for token in legal
+        }
         total = sum(weight.values())
         q = {
             token: (1 - behaviour.epsilon) * weight[token] / total + behaviour.epsilon / len(legal)

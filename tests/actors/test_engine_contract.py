@@ -17,6 +17,7 @@ from scipy import stats
 from actors.self_test import random_adapter
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
+from posteriori.lookahead import Lookahead
 from posteriori.moves import DEAD, LegalMoves
 from posteriori.oracle.enumeration import exact_log_q
 from posteriori.oracle.strings import StringTree
@@ -156,6 +157,28 @@ def test_samples_obey_an_automaton(engine: Engine, tiny_lm: LanguageModel) -> No
         assert sample.log_q_stop[0] == -np.inf
         if len(sample.tokens) == 6:
             assert sample.log_q_stop[-1] == 0.0
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_a_lookahead_is_part_of_every_behaviour(
+    engine: Engine, tiny_lm: LanguageModel, name: str
+) -> None:
+    """Z must hold a b; a bigram model says that b follows c alone, so that c is worth its while."""
+    table = np.full((4, 5), 0.05)
+    table[2, 1] = 0.9
+    moves = LegalMoves(
+        alphabet=np.array(LETTERS),
+        stop=STOP,
+        min_tokens=1,
+        max_tokens=4,
+        next_state=np.array([[0, 1, 0, 0], [1, 1, 1, 1]]),
+        accepting=np.array([False, True]),
+        lookahead=Lookahead(table),
+    )
+    assert moves.promises(0, 0)[2] > moves.promises(0, 0)[0] + 1
+    for sample in draw(engine, PROMPT, moves, 12, behaviour=BEHAVIOURS[name]):
+        assert LETTERS[1] in sample.tokens
+        assert_log_q(sample, tiny_lm.model, moves, BEHAVIOURS[name])
 
 
 def test_requests_of_all_kinds_share_the_batch(

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors.engines import coarsest_dtype
 from posteriori.config import RunConfig, parse
 from posteriori.errors import UserError
+from posteriori.lookahead import Lookahead
 from posteriori.moves import LegalMoves
 from posteriori.placement import Room, asked, check_room
 
@@ -65,16 +67,24 @@ def test_the_self_test_allows_what_the_coarser_side_rounds() -> None:
     assert coarsest_dtype(run(vllm={"quantization": "fp8"})) == "quantised"
 
 
-def test_moves_left_for_other_processes_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_moves_left_for_other_processes_are_the_same(tmp_path: Path, ahead: bool) -> None:
     pytest.importorskip("vllm")
     from actors.moves_processor import read_moves, write_moves
 
     step = np.array([[1, 0, -1], [-1, 1, 0]])
-    moves = LegalMoves(np.array([4, 7, 9]), 2, 1, 5, step, np.array([False, True]))
+    lookahead = (
+        Lookahead(np.random.default_rng(0).uniform(0.1, 0.9, (3, 4)), 0.5) if ahead else None
+    )
+    moves = LegalMoves(
+        np.array([4, 7, 9]), 2, 1, 5, step, np.array([False, True]), lookahead=lookahead
+    )
     write_moves(tmp_path, 3, moves)
     table = read_moves(str(tmp_path), 3)
     for length, state in ((0, 0), (1, 1), (4, 0), (5, 1)):
         row = table.row(length, state)
-        found = table.masks([row], "cpu")[0].numpy()
-        np.testing.assert_array_equal(found, moves.row(length, state))
+        found = table.scores(torch.zeros(1, 4), [row])[0].numpy()
+        expected = moves.scores(np.zeros((1, 4)), [(length, state)])[0]
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
+        assert bool((found[np.isfinite(found)] == 0).all()) == (not ahead or length == 5)
     assert (table.moves.stop, table.moves.max_tokens) == (2, 5)

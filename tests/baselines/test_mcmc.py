@@ -23,7 +23,7 @@ def naive_sample(lm: LanguageModel, problem: Problem, z: list[int]) -> Sample:
     ids, moves = problem.policy_ids(prompt), problem.moves(prompt)
     with torch.no_grad():
         logits = lm.model(torch.tensor([[*ids, *z]])).logits[0, len(ids) - 1 :]
-    log_moves = move_log_q(logits[:, moves.column_tokens].double().numpy(), moves.masks(z))
+    log_moves = move_log_q(moves.path_scores(logits[:, moves.column_tokens].double().numpy(), z))
     columns = [moves.columns[token] for token in z]
     log_q = log_moves[np.arange(len(z)), columns].astype(np.float64)
     return Sample(z, log_q.astype(np.float32), log_moves[:, -1].astype(np.float32))

@@ -41,15 +41,13 @@ TABLES_READ = 256
 
 def write_moves(directory: Path, key: int, moves: LegalMoves) -> None:
     """Leave legal moves for processors in other processes; a tool is the engine's business alone."""
-    ahead = moves.lookahead
     np.savez(
         directory / f"{key}.npz",
         alphabet=moves.alphabet,
         bounds=np.array([moves.stop, moves.min_tokens, moves.max_tokens]),
         next_state=moves.next_state,
         accepting=moves.accepting,
-        bigrams=np.zeros(0) if ahead is None else ahead.bigrams,
-        exponent=np.array(1.0 if ahead is None else ahead.exponent),
+        bigrams=np.zeros(0) if moves.lookahead is None else moves.lookahead.bigrams,
     )
 
 
@@ -65,11 +63,7 @@ def read_moves(directory: str, key: int) -> MoveTable:
             most,
             found["next_state"],
             found["accepting"],
-            lookahead=(
-                Lookahead(found["bigrams"], float(found["exponent"]))
-                if found["bigrams"].size
-                else None
-            ),
+            lookahead=Lookahead(found["bigrams"]) if found["bigrams"].size else None,
         )
     return MoveTable(moves)
 

@@ -93,8 +93,9 @@ def looking_ahead(
         UserError: the alphabet is too large for bigrams.
     """
     moves = problem.moves(prompt)
-    bigrams, forwards = fit_bigrams(problem.lm, [problem.policy_ids(prompt)], moves, draws, seed)
-    guided = replace(moves, lookahead=Lookahead(bigrams, exponent))
+    context = problem.policy_ids(prompt)
+    bigrams, forwards = fit_bigrams(problem.lm, [context], moves, draws, seed, exponent)
+    guided = replace(moves, lookahead=Lookahead(bigrams))
     found = sample(
         replace(problem, legal_moves=lambda prompt: guided),
         prompt,

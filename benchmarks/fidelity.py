@@ -18,6 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,12 +27,15 @@ from rich.console import Console
 from benchmarks.ladder import enumerable, log_z, markov, report
 from benchmarks.ladder.ground import Ground, Metrics
 from benchmarks.ladder.results import Results
-from benchmarks.ladder.rivals import RIVALS
+from benchmarks.ladder.rivals import LOOKAHEAD_DRAWS, RIVALS
 from benchmarks.ladder.rows import BY_NAME, ROWS, Row, with_models
 from benchmarks.markov_tempered import FIT_STEPS, prepare_models
+from posteriori.commands import lookahead
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig
 from posteriori.oracle.dynamic import MarkovPosterior
+from posteriori.problems.filtered import filtered_gold
+from posteriori.problems.gold import Gold
 from posteriori.sharpened import write_sharpened
 
 OUT = Path("docs/results")
@@ -42,12 +46,13 @@ SEEDS_OF_Q = 3
 
 
 def prepare(
-    row: Row, seed: int, quick: bool, work: Path, console: Console, sharpened: bool = False
+    row: Row, seed: int, quick: bool, work: Path, console: Console, of_q: bool = False
 ) -> Ground:
     """The row under a seed, with its oracle; models that it needs are made.
 
     Args:
-        sharpened: the policy's base is the base LM at the posterior's temperature (Markov rows).
+        of_q: on Markov rows, the policy's base is the base LM at the posterior's temperature, and moves
+            have a lookahead where the row says so.
     """
     config = row.config(quick, seed)
     if row.kind == "enumerable":
@@ -56,11 +61,18 @@ def prepare(
     base, reward_lm = home / "policy-base", home / "reward-lm"
     prepare_models(base, reward_lm, QUICK_FIT_STEPS if quick else FIT_STEPS, console)
     (problem,) = config.problems
-    if sharpened and problem.temperature != 1.0:
+    config, table = with_models(config, base, reward_lm), None
+    if of_q and row.lookahead:
+        table = home / f"lookahead-{row.name}.npz"
+        if not table.exists():
+            lookahead.fit(
+                config, table, problem_name=None, draws=LOOKAHEAD_DRAWS, seed=0, console=console
+            )
+    if of_q and problem.temperature != 1.0:
         plain, base = base, home / f"policy-base-{problem.temperature:g}"
         if not base.exists():
             write_sharpened(str(plain), problem.temperature, base)
-    config = with_models(config, base, reward_lm)
+    config = with_models(config, base, reward_lm, table)
     return markov.ground(config, QUICK_DRAWS if quick else markov.DRAWS)
 
 
@@ -71,8 +83,16 @@ def oracle_directory(config: RunConfig, work: Path) -> Path:
     return work / "oracle" / f"{config.run}-{digest}"
 
 
-def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Metrics:
-    """Train q and measure it; with what the training took."""
+def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Console) -> Metrics:
+    """Train q and measure it; with what the training took, gold included."""
+    problems, drawn, read = ground.problems, 0, 0
+    if row.gold_filters:
+        (problem,) = problems
+        gold = filtered_gold(
+            problem, filters=row.gold_filters, temperature=ground.temperature, seed=seed
+        )
+        problems = [replace(problem, gold=distinct(gold.draws))]
+        drawn, read = gold.reward_evaluations, gold.token_forwards
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         if step % 50 == 0 and "variance" in metrics:
@@ -81,7 +101,7 @@ def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Met
 
     done = train_locally(
         ground.config,
-        ground.problems,
+        problems,
         directory=directory,
         lm=ground.lm,
         on_metrics=progress,
@@ -90,8 +110,8 @@ def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Met
     policy = done.policy()
     learned = sum(row.get("tokens", 0.0) for row in done.history)
     found = ground.measure(policy, seed) | {
-        "training trajectories": float(done.trajectories),
-        "training forwards": float(done.counts.tokens) + learned,
+        "training trajectories": float(done.trajectories + drawn),
+        "training forwards": float(done.counts.tokens + read) + learned,
         "training seconds": done.seconds,
     }
     first = ground.known[0]
@@ -109,6 +129,14 @@ def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Met
     return found
 
 
+def distinct(draws: Gold) -> Gold:
+    """Each Z of an X once."""
+    return {
+        identity: [list(z) for z in dict.fromkeys(map(tuple, known))]
+        for identity, known in draws.items()
+    }
+
+
 def measure(row: Row, method: str, seed: int, quick: bool, work: Path, console: Console) -> Metrics:
     """One entry."""
     if row.kind == "log_z":
@@ -121,11 +149,11 @@ def measure(row: Row, method: str, seed: int, quick: bool, work: Path, console: 
         if method == "q":
             return log_z.exact_draws_above(config, reward_lm, seed, trials)
         return log_z.joint_draws_above(reward_lm, seed, trials)
-    ground = prepare(row, seed, quick, work, console, sharpened=method == "q")
+    ground = prepare(row, seed, quick, work, console, of_q=method == "q")
     if method != "q":
         return RIVALS[method](ground, seed, quick)
     directory = Path(tempfile.mkdtemp(prefix=f"{row.name}-{seed}-", dir=work)) / "run"
-    return train_q(ground, directory, seed, console)
+    return train_q(row, ground, directory, seed, console)
 
 
 def wanted(row: Row, seeds: int, methods: Sequence[str] | None) -> list[tuple[str, int]]:

@@ -18,7 +18,12 @@ PSEUDO_COUNT = 1.0
 
 
 def fit_bigrams(
-    lm: LanguageModel, contexts: Sequence[Sequence[int]], moves: LegalMoves, draws: int, seed: int
+    lm: LanguageModel,
+    contexts: Sequence[Sequence[int]],
+    moves: LegalMoves,
+    draws: int,
+    seed: int,
+    exponent: float = 1.0,
 ) -> tuple[FloatArray, int]:
     """Average the LM's distributions along draws that know of alphabet and lengths alone.
 
@@ -30,10 +35,11 @@ def fit_bigrams(
         moves: of all of them.
         draws: in all, at least one a context.
         seed: of the draws.
+        exponent: β, 1/T of a tempered posterior.
 
     Returns:
-        Mean probability of each action and of ⊤ behind each action, over the whole vocabulary, [V, V + 1];
-        and the tokens that were read.
+        Mean of p^β of each action and of ⊤ behind each action, p over the whole vocabulary, [V, V + 1]; and
+        the tokens that were read.
 
     Raises:
         UserError: the alphabet is too large for a table of pairs.
@@ -59,7 +65,8 @@ def fit_bigrams(
                 break
             rows.select(going)
             rows.advance(moves.alphabet[drawn[going]])
-            np.add.at(total, drawn[going], np.exp(rows.logits - rows.log_normaliser[:, None]))
+            log_p = rows.logits - rows.log_normaliser[:, None]
+            np.add.at(total, drawn[going], np.exp(exponent * log_p))
             np.add.at(visits, drawn[going], 1)
         spent += rows.token_forwards
     average = np.maximum(total.sum(axis=0) / max(visits.sum(), 1), np.finfo(np.float64).tiny)

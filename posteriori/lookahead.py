@@ -4,12 +4,13 @@ Masks forbid what can no longer be completed; until then they say nothing, and a
 is met by few draws. Under a bigram model p̂ of the LM, dynamic programming over the automaton gives for
 every prefix
 
-    h(i, s, a) = Σ over legal rests of p̂(rest | a)^β,      i actions taken, state s, last action a,
+    h(i, s, a) = Σ over legal rests of p̂^β(rest | a),      i actions taken, state s, last action a,
 
 and log h of the prefix that a move leads to is added to the move's logit, for every sampler of the problem:
 an untrained policy walks towards legal ends early, wherever that comes naturally, and training corrects
-what bigrams do not know. (Zhang et al. 2023 and 2024, GeLaTo and Ctrl-G, guide an LM so by a hidden Markov
-model.) The posterior stays what it was: h says where q begins, and what particle filters weigh by.
+what bigrams do not know. β is 1/T of a tempered posterior; p̂^β is made of means of p^β. (Zhang et al. 2023
+and 2024, GeLaTo and Ctrl-G, guide an LM so by a hidden Markov model.) The posterior stays what it was: h
+says where q begins, and what particle filters weigh by.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ LARGEST_ALPHABET = 4096
 
 @dataclass(frozen=True, eq=False)
 class Lookahead:
-    """A bigram model and how its probabilities count.
+    """A bigram table.
 
     Attributes:
-        bigrams: p̂(move | last action) over the LM's whole vocabulary, actions and then ⊤, [V, V + 1], positive.
-        exponent: β, 1/T of a tempered posterior.
+        bigrams: mean p(move | prefix)^β over prefixes with a last action, p over the LM's whole vocabulary, of
+            actions and then of ⊤; [V, V + 1], positive.
     """
 
     bigrams: FloatArray
-    exponent: float = 1.0
 
     def log_promises(
         self, next_state: IntArray, accepting: NDArray[np.bool_], min_tokens: int, max_tokens: int
@@ -58,9 +58,7 @@ class Lookahead:
             min_tokens, max_tokens: of Z.
         """
         columns = np.arange(next_state.shape[1])
-        powers = self.bigrams**self.exponent
-        scored = 0.0 if min_tokens == max_tokens else self.exponent
-        stop = scored * np.log(self.bigrams[:, -1])
+        stop = np.log(self.bigrams[:, -1]) * (min_tokens < max_tokens)
         ends = np.where(accepting[:, None], stop[None], -np.inf)
         alive, following = next_state != DEAD, np.maximum(next_state, 0)
         promises = [ends]
@@ -68,40 +66,55 @@ class Lookahead:
             behind = np.where(alive, promises[-1][following, columns], -np.inf)
             largest = behind.max(initial=-np.finfo(np.float64).max)
             with np.errstate(divide="ignore"):
-                going = np.log(np.exp(behind - largest) @ powers[:, :-1].T) + largest
+                going = np.log(np.exp(behind - largest) @ self.bigrams[:, :-1].T) + largest
             promises.append(going if length < min_tokens else np.logaddexp(ends, going))
         return promises[::-1]
 
 
-def save(path: Path, bigrams: FloatArray, alphabet: Sequence[int] | IntArray, model: str) -> None:
+def save(
+    path: Path,
+    bigrams: FloatArray,
+    alphabet: Sequence[int] | IntArray,
+    exponent: float,
+    model: str,
+) -> None:
     """Write a bigram table as NumPy's .npz.
 
     Args:
         path: of the file.
         bigrams: [V, V + 1].
         alphabet: token ids of its rows.
-        model: name of the LM.
+        exponent: β.
+        model: name of the LM, for whoever looks into the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        np.savez(file, bigrams=bigrams, alphabet=np.asarray(alphabet), model=np.array(model))
+        np.savez(
+            file,
+            bigrams=bigrams,
+            alphabet=np.asarray(alphabet),
+            exponent=np.array(exponent),
+            model=np.array(model),
+        )
 
 
-def load(path: Path, alphabet: Sequence[int] | IntArray, where: str) -> FloatArray:
-    """Read the bigram table of an alphabet.
+def load(path: Path, alphabet: Sequence[int] | IntArray, exponent: float, where: str) -> Lookahead:
+    """Read the table of an alphabet and a temperature.
 
     Args:
         path: what :func:`save` wrote.
         alphabet: token ids that its rows must be of, in any order.
+        exponent: β that it must be of.
         where: named in errors.
 
     Raises:
-        UserError: the file is missing, is something else, or is of another alphabet.
+        UserError: the file is missing, is something else, or is of another alphabet or β.
     """
     write = "Write one with `posteriori lookahead RUN --out FILE`."
     try:
         with np.load(path, allow_pickle=False) as found:
             bigrams, known = np.asarray(found["bigrams"], np.float64), found["alphabet"].tolist()
+            raised = float(found["exponent"])
     except OSError as cause:
         raise UserError(
             f"{where}: cannot read lookahead {path}: {cause.strerror}.", write
@@ -113,5 +126,10 @@ def load(path: Path, alphabet: Sequence[int] | IntArray, where: str) -> FloatArr
         raise UserError(f"{where}: {path} is of another alphabet ({size} tokens).", write)
     if bigrams.shape != (size, size + 1) or not (np.isfinite(bigrams) & (bigrams > 0)).all():
         raise UserError(f"{where}: {path} holds no positive table of {size} rows.", write)
+    if not np.isclose(raised, exponent):
+        raise UserError(
+            f"{where}: {path} is of temperature {1 / raised:g}, the problem of {1 / exponent:g}.",
+            write,
+        )
     order = [known.index(int(token)) for token in alphabet]
-    return bigrams[order][:, [*order, size]]
+    return Lookahead(bigrams[order][:, [*order, size]])

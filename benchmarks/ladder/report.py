@@ -87,7 +87,7 @@ def _worth(results: Results) -> list[str]:
     gaps = {}
     for method in results.methods():
         gap = results.mean(method, "log_z gap")
-        if gap is not None:
+        if gap is not None and method.startswith("smc-"):
             gaps[int(method.removeprefix("smc-"))] = gap
     base = results.mean("base", "kl_q_posterior")
     if base is not None and np.isfinite(base):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,13 +20,19 @@ from baselines.trained import Trained, given
 from benchmarks.ladder.constraint import log_probability, viability_filter
 from benchmarks.ladder.ground import Ground, Known, Metrics, averaged
 from posteriori import metrics, smc
+from posteriori.bigrams import fit_bigrams
+from posteriori.lookahead import Lookahead
 from posteriori.oracle.dynamic import MarkovPosterior
+from posteriori.problems import Problem
 from posteriori.smc import likelihood_twist
 
 PARTICLES = (4, 16, 64, 256)
 CHAIN_STEPS = (4, 16, 64)
 CANDIDATES = 16
 """Draws of the base LM for each pair that SFT is given: sampling importance resampling."""
+
+LOOKAHEAD_DRAWS = 2048
+"""Of the base LM without the constraint, for bigrams."""
 
 DRAWS = 512
 """Samples of SMC and MCMC for each X."""
@@ -94,18 +101,26 @@ def _measured(ground: Ground, trained: Trained, seed: int) -> Metrics:
     }
 
 
-def particle_filter(particles: int) -> Rival:
+def particle_filter(particles: int, ahead: bool = False) -> Rival:
     """SMC of the base LM with the plain twist p(s)^{1/T}: one sample of each of many independent filters.
 
     Its gap log Z − E log Ẑ is KL(q‖σ) of a filter with all its ancestry, at least that of its samples.
+
+    Args:
+        particles: K.
+        ahead: moves and twist have a bigram lookahead, fitted as q's is.
     """
 
     def rival(ground: Ground, seed: int, quick: bool) -> Metrics:
         runs = 8 if quick else max(32, DRAWS // particles)
+        problems, fitting = {problem.name: problem for problem in ground.problems}, 0
+        if ahead:
+            (problem,) = ground.problems
+            problems[problem.name], fitting = looking_ahead(problem, 1 / ground.temperature, seed)
 
         def measured(known: Known) -> Metrics:
             filtered = smc.sample(
-                known.problem,
+                problems[known.problem.name],
                 known.prompt,
                 ground.lm,
                 particles=particles,
@@ -122,9 +137,19 @@ def particle_filter(particles: int) -> Rival:
                 "reward evaluations per sample": filtered.reward_evaluations / runs,
             }
 
-        return _over_prompts(ground, measured)
+        fit = {"training forwards": float(fitting)} if ahead else {}
+        return _over_prompts(ground, measured) | fit
 
     return rival
+
+
+def looking_ahead(problem: Problem, exponent: float, seed: int) -> tuple[Problem, int]:
+    """The problem with a lookahead, fitted to draws for its training X's, and the tokens that this read."""
+    moves = problem.moves(problem.prompts[0])
+    contexts = [problem.policy_ids(prompt) for prompt in problem.prompts]
+    bigrams, read = fit_bigrams(problem.lm, contexts, moves, LOOKAHEAD_DRAWS, seed, exponent)
+    guided = replace(moves, lookahead=Lookahead(bigrams))
+    return replace(problem, legal_moves=lambda prompt: guided), read
 
 
 def chains(steps: int) -> Rival:
@@ -189,6 +214,7 @@ RIVALS: dict[str, Rival] = {
     "sft": sft,
     "ppo": ppo,
     **{f"smc-{k}": particle_filter(k) for k in PARTICLES},
+    "lookahead-64": particle_filter(64, ahead=True),
     **{f"mcmc-{n}": chains(n) for n in CHAIN_STEPS},
     "viability-256": viability(256),
 }

@@ -44,6 +44,8 @@ class Row:
         kind: how it is measured: ``enumerable``, ``markov`` or ``log_z``.
         targets: of q.
         rivals: names in ``rivals.RIVALS``.
+        lookahead: q's moves have one (``posteriori lookahead``).
+        gold_filters: particle filters of 64 for each X, whose particles are q's gold (``posteriori gold``).
         quick_steps: training steps of the quick form, whose figures mean nothing.
     """
 
@@ -52,6 +54,8 @@ class Row:
     kind: str
     targets: tuple[Target, ...]
     rivals: tuple[str, ...] = ()
+    lookahead: bool = False
+    gold_filters: int = 0
     quick_steps: int = 4
 
     def config(self, quick: bool, seed: int) -> RunConfig:
@@ -69,12 +73,14 @@ class Row:
         return config.model_copy(update={"seed": seed, "learner": learner})
 
 
-def with_models(config: RunConfig, base: Path, reward_lm: Path) -> RunConfig:
-    """A Markov row's run on other models."""
+def with_models(
+    config: RunConfig, base: Path, reward_lm: Path, lookahead: Path | None = None
+) -> RunConfig:
+    """A Markov row's run on other models, and with a lookahead."""
     (problem,) = config.problems
     terms = tuple(term.model_copy(update={"model": str(reward_lm)}) for term in problem.terms)
     model = str(reward_lm) if problem.model is not None else None
-    changed = problem.model_copy(update={"terms": terms, "model": model})
+    changed = problem.model_copy(update={"terms": terms, "model": model, "lookahead": lookahead})
     return config.model_copy(update={"model": str(base), "problems": (changed,)})
 
 
@@ -131,6 +137,7 @@ ROWS = (
         "markov",
         SHARP,
         ("local", *TRAINED, *LONG_SAMPLERS),
+        lookahead=True,
     ),
     Row(
         "markov-variable",
@@ -145,13 +152,16 @@ ROWS = (
         "markov",
         (Target("kl_posterior_q", 0.3),),
         ("local", *TRAINED, *LONG_SAMPLERS),
+        lookahead=True,
     ),
     Row(
         "constraint",
         "late-binding constraint, 32 tokens, Markov",
         "markov",
         (Target("validity", 0.95, at_least=True), Target("kl_posterior_q", 0.5)),
-        ("base", "ppo", "smc-64", "smc-256", "viability-256"),
+        ("base", "ppo", "smc-64", "smc-256", "lookahead-64", "viability-256"),
+        lookahead=True,
+        gold_filters=16,
     ),
     Row(
         "log-z",

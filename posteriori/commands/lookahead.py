@@ -63,7 +63,7 @@ def fit(
         UserError: no such problem, ``out`` exists, the alphabet is too large, or X's differ in theirs.
     """
     # The file that is to be written need not be there yet.
-    problem, _ = choose_problem(config, problem_name, out, without="lookahead")
+    problem, section = choose_problem(config, problem_name, out, without="lookahead")
     chosen = problem.prompts[:MOST_CONTEXTS]
     moves = problem.moves(chosen[0])
     for prompt in problem.prompts:
@@ -73,8 +73,9 @@ def fit(
                 "A lookahead is of one alphabet: make it a problem of its own.",
             )
     contexts = [problem.policy_ids(prompt) for prompt in chosen]
-    bigrams, forwards = fit_bigrams(problem.lm, contexts, moves, draws, seed)
-    tables.save(out, bigrams, moves.alphabet, problem.lm.name)
+    exponent = 1 / section.temperature
+    bigrams, forwards = fit_bigrams(problem.lm, contexts, moves, draws, seed, exponent)
+    tables.save(out, bigrams, moves.alphabet, exponent, problem.lm.name)
     console.print(
         f"Wrote {out}: {len(moves.alphabet)} tokens, {forwards:,} token forwards.\n"
         f"Name it in the run file: problems[].lookahead: {out}",

@@ -11,7 +11,6 @@ from posteriori import lookahead, templates
 from posteriori.config import ProblemConfig, RewardTerm, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
-from posteriori.lookahead import Lookahead
 from posteriori.moves import LegalMoves
 from posteriori.problems import (
     automata,
@@ -269,8 +268,9 @@ def _looking_ahead(config: ProblemConfig, moves: LegalMoves) -> LegalMoves:
     """The moves with the run file's lookahead, if it names one."""
     if config.lookahead is None:
         return moves
-    bigrams = lookahead.load(config.lookahead, moves.alphabet, f"Problem {config.name!r}")
-    return replace(moves, lookahead=Lookahead(bigrams, 1 / config.temperature))
+    where = f"Problem {config.name!r}"
+    found = lookahead.load(config.lookahead, moves.alphabet, 1 / config.temperature, where)
+    return replace(moves, lookahead=found)
 
 
 def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMoves:

@@ -73,9 +73,7 @@ def test_moves_left_for_other_processes_are_the_same(tmp_path: Path, ahead: bool
     from actors.moves_processor import read_moves, write_moves
 
     step = np.array([[1, 0, -1], [-1, 1, 0]])
-    lookahead = (
-        Lookahead(np.random.default_rng(0).uniform(0.1, 0.9, (3, 4)), 0.5) if ahead else None
-    )
+    lookahead = Lookahead(np.random.default_rng(0).uniform(0.1, 0.9, (3, 4))) if ahead else None
     moves = LegalMoves(
         np.array([4, 7, 9]), 2, 1, 5, step, np.array([False, True]), lookahead=lookahead
     )

@@ -12,6 +12,7 @@ import yaml
 from posteriori import cli
 from posteriori.commands.run_directory import RunDirectory
 from posteriori.config import load
+from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from tests.tiny import write_tiny_lm
 
@@ -153,6 +154,26 @@ def test_doctor_reports_as_json(run: Any) -> None:
     checks = json.loads(output)
     assert status in (0, 1)
     assert checks
+
+
+def test_a_run_with_another_lookahead_is_refused(
+    run: Any, tmp_path: Path, tiny_lm_path: Path
+) -> None:
+    table, other = tmp_path / "ahead.npz", tmp_path / "other.npz"
+    for file, seed in ((table, "0"), (other, "1")):
+        assert run("lookahead", "FILE", "--out", str(file), "--draws", "4", "--seed", seed)[0] == 0
+    run("train", "FILE", "--dry-run", problem={"lookahead": str(table)})
+    config = load(tmp_path / "run.yaml")
+    lm = LanguageModel.load(str(tiny_lm_path))
+    directory = RunDirectory(config.directory)
+    directory.create(config, lm)
+    directory.check_base(lm)
+    table.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="another lookahead"):
+        directory.check_base(lm)
+    table.unlink()
+    with pytest.raises(UserError, match="bring the file back"):
+        directory.check_base(lm)
 
 
 LATE = {

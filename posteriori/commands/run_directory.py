@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from posteriori.lm import LanguageModel
 class RunDirectory:
     """Layout of a run's directory.
 
-    ``run.yaml`` the resolved run file · ``base-model`` fingerprint of its weights · ``identity`` · ``redis/`` the
-    embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
+    ``run.yaml`` the resolved run file · ``base-model`` fingerprints of its weights and lookaheads ·
+    ``identity`` · ``redis/`` the embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
     ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
     ``reward/`` · ``early-adapters/`` the first seen far from each posterior · ``oracle/`` ·
     ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/`` · of a run that the service launched,
@@ -74,15 +75,21 @@ class RunDirectory:
             raise self._unwritable(cause) from cause
 
     def check_base(self, lm: LanguageModel) -> None:
-        """Refuse a base model with other weights than the run was started with.
+        """Refuse a base model or a lookahead with other numbers than the run was started with.
 
         Raises:
             UserError: they differ: adapter, oracle and stored rewards would silently be wrong.
         """
-        if self._base_file.read_text(encoding="utf-8") != lm.fingerprint:
+        known = self._base_file.read_text(encoding="utf-8").split("\n")
+        if known[0] != lm.fingerprint:
             raise UserError(
                 f"{self.path} was started on other weights than {lm.name} holds now.",
                 "Bring the old weights back, or start a new run.",
+            )
+        if known != _fixed_parts(self.load(), lm):
+            raise UserError(
+                f"{self.path} was started with another lookahead than its file holds now.",
+                "Bring the old file back, or start a new run.",
             )
 
     def check_resumable(self, config: RunConfig) -> None:
@@ -129,7 +136,7 @@ class RunDirectory:
         self.refuse_existing()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._base_file.write_text(lm.fingerprint, encoding="utf-8")
+            self._base_file.write_text("\n".join(_fixed_parts(config, lm)), encoding="utf-8")
         except OSError as cause:
             raise self._unwritable(cause) from cause
         self.write_config(config)
@@ -205,3 +212,23 @@ def find(run: str) -> RunDirectory:
         if (path / "run.yaml").exists():
             return RunDirectory(path)
     raise UserError(f"No run {run!r}, neither here nor under runs/.", "List them with `ls runs`.")
+
+
+def _fixed_parts(config: RunConfig, lm: LanguageModel) -> list[str]:
+    """Fingerprints of what every adapter of a run belongs to: the base model, and the lookaheads in order.
+
+    Raises:
+        UserError: a lookahead's file cannot be read.
+    """
+    parts = [lm.fingerprint]
+    for problem in config.problems:
+        if problem.lookahead is not None:
+            try:
+                content = problem.lookahead.read_bytes()
+            except OSError as cause:
+                raise UserError(
+                    f"Problem {problem.name!r}: cannot read lookahead {problem.lookahead}: {cause.strerror}.",
+                    "An adapter belongs to its lookahead: bring the file back.",
+                ) from cause
+            parts.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+    return parts

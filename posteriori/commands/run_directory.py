@@ -24,11 +24,11 @@ class RunDirectory:
     """Layout of a run's directory.
 
     ``run.yaml`` the resolved run file · ``base-model`` fingerprints of its weights and lookaheads ·
-    ``identity`` · ``redis/`` the embedded server's data · ``checkpoints/`` · ``adapter/`` the newest adapter, a PEFT directory ·
-    ``reward-adapters/`` those of the reward LM, of runs with M steps, whose own checkpoints lie in
-    ``reward/`` · ``early-adapters/`` the first seen far from each posterior · ``oracle/`` ·
-    ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/`` · of a run that the service launched,
-    ``launched.yaml``, its run file, and ``train.log``.
+    ``identity`` · ``redis/`` the embedded server's data · ``checkpoints/`` · ``adapter/`` the newest
+    adapter, a PEFT directory · ``reward-adapters/`` those of the reward LM, of runs with M steps, whose
+    own checkpoints lie in ``reward/`` · ``early-adapters/`` the first seen far from each posterior ·
+    ``oracle/`` · ``tensorboard/`` · ``report.md``, ``report.json``, ``plots/`` · of a run that the
+    service launched, ``launched.yaml``, its run file, and ``train.log``.
     """
 
     path: Path

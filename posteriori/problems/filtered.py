@@ -43,7 +43,7 @@ def filtered_gold(
     seed: int = 0,
     on_prompt: Callable[[int], object] = lambda done: None,
 ) -> FilteredGold:
-    """The particles of independent filters of each training X, resampled once more at the end.
+    """The particles of independent filters of each training X, resampled by weight, all filters' together.
 
     Args:
         problem: whose posterior; a lookahead of its moves guides the particles.
@@ -69,15 +69,15 @@ def filtered_gold(
             twist=smc.likelihood_twist(1 / temperature),
             seed=seed + number,
         )
-        rng = np.random.default_rng([seed, number])
         moves = problem.moves(prompt)
-        draws[prompt.id] = [
-            moves.actions(population.tokens[k])
-            for population in found.populations
-            for k in smc.systematic(
-                metrics.normalised_weights(population.log_weights), rng.random()
-            )
-        ]
+        tokens = [z for population in found.populations for z in population.tokens]
+        log_weights = np.concatenate([p.log_weights for p in found.populations])
+        # All filters' particles together: one filter's own are right only as their number grows.
+        kept = smc.systematic(
+            metrics.normalised_weights(log_weights),
+            np.random.default_rng([seed, number]).random(),
+        )
+        draws[prompt.id] = [moves.actions(tokens[k]) for k in kept]
         log_z[prompt.id] = [population.log_z for population in found.populations]
         forwards += found.token_forwards
         evaluations += found.reward_evaluations

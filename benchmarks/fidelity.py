@@ -42,6 +42,9 @@ OUT = Path("docs/results")
 QUICK_FIT_STEPS = 4
 QUICK_DRAWS = 32
 STOP_DRAWS = 256
+POSITIONED = "positioned-base"
+"""Rows whose Z's have one length need a policy that knows which position it is at."""
+
 SEEDS_OF_Q = 3
 
 
@@ -58,8 +61,10 @@ def prepare(
     if row.kind == "enumerable":
         return enumerable.ground(config, oracle_directory(config, work))
     home = work / "quick-models" if quick else Path(config.model).parent
-    base, reward_lm = home / "policy-base", home / "reward-lm"
-    prepare_models(base, reward_lm, QUICK_FIT_STEPS if quick else FIT_STEPS, console)
+    base, reward_lm = home / Path(config.model).name, home / "reward-lm"
+    steps = QUICK_FIT_STEPS if quick else FIT_STEPS
+    positions = "learned" if base.name == POSITIONED else "rotary"
+    prepare_models(base, reward_lm, steps, console, positions)
     (problem,) = config.problems
     config, table = with_models(config, base, reward_lm), None
     if of_q and row.lookahead:
@@ -69,7 +74,7 @@ def prepare(
                 config, table, problem_name=None, draws=LOOKAHEAD_DRAWS, seed=0, console=console
             )
     if of_q and problem.temperature != 1.0:
-        plain, base = base, home / f"policy-base-{problem.temperature:g}"
+        plain, base = base, home / f"{base.name}-{problem.temperature:g}"
         if not base.exists():
             write_sharpened(str(plain), problem.temperature, base)
     config = with_models(config, base, reward_lm, table)

@@ -15,6 +15,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -59,7 +60,13 @@ class Row:
     tv_policy: float
 
 
-def prepare_models(policy_base: Path, reward_lm: Path, fit_steps: int, console: Console) -> None:
+def prepare_models(
+    policy_base: Path,
+    reward_lm: Path,
+    fit_steps: int,
+    console: Console,
+    positions: Literal["rotary", "learned"] = "rotary",
+) -> None:
     """Write both models where they are missing."""
     if not reward_lm.exists():
         write_markov_lm(reward_lm)
@@ -67,7 +74,9 @@ def prepare_models(policy_base: Path, reward_lm: Path, fit_steps: int, console: 
         console.print(f"Fitting the policy's base, {fit_steps} steps; once, a few minutes.")
         unfinished = policy_base.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
-        report = fit_policy_base(LanguageModel.load(str(reward_lm)), unfinished, steps=fit_steps)
+        report = fit_policy_base(
+            LanguageModel.load(str(reward_lm)), unfinished, steps=fit_steps, positions=positions
+        )
         unfinished.rename(policy_base)
         console.print(
             f"It is {report.kl_per_token:.3f} nats a token from the reward LM, whose entropy is "

@@ -16,7 +16,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -120,10 +120,11 @@ def fit_policy_base(
     length: int = 32,
     hidden: int = 128,
     layers: int = 2,
+    positions: Literal["rotary", "learned"] = "rotary",
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> FitReport:
-    """Fit a full-attention Llama to samples of the reward LM and write it as a Hugging Face directory.
+    """Fit a full-attention Llama or GPT-2 to samples of the reward LM and write it as a Hugging Face directory.
 
     Each batch is drawn anew: x of w uniform words, then ``length`` tokens of p(· | x), cut behind the
     first ⊤. The loss is the expected negative log-likelihood of the next token given what was drawn
@@ -136,26 +137,16 @@ def fit_policy_base(
         steps: optimiser steps.
         batch: sequences a step.
         length: tokens sampled behind x.
-        hidden, layers: size of the Llama; its heads have 64 dimensions, which vLLM's CPU kernels take.
+        hidden, layers: size of the model; its heads have 64 dimensions, which vLLM's CPU kernels take.
+        positions: ``learned`` makes a GPT-2, whose every hidden state says which position it is at. A Llama
+            is told distances alone; an adapter has to count.
         learning_rate: peak.
         seed: of weights and samples.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     started = time.monotonic()
     table = MarkovTable.from_model(reward_lm.model)
     torch.manual_seed(seed)
-    policy = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 64,
-            num_key_value_heads=hidden // 64,
-            head_dim=64,
-            **_shared_config(),
-        )
-    ).train()
+    policy = _policy(hidden, layers, positions).train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=max(steps, 2)
@@ -180,6 +171,35 @@ def fit_policy_base(
     reward_lm.tokenizer.save_pretrained(directory)
     seconds = time.monotonic() - started
     return FitReport(steps, tokens, float(divergence), float(uncertainty), seconds)
+
+
+def _policy(hidden: int, layers: int, positions: Literal["rotary", "learned"]) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    if positions == "learned":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=hidden,
+                n_inner=2 * hidden,
+                n_layer=layers,
+                n_head=hidden // 64,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **_shared_config(),
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 64,
+            head_dim=64,
+            **_shared_config(),
+        )
+    )
 
 
 def _shared_config() -> dict[str, Any]:

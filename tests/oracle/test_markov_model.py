@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -112,12 +114,14 @@ def test_samples_of_the_table_follow_it(table: MarkovTable) -> None:
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("positions", "kind"), [("rotary", "llama"), ("learned", "gpt2")])
 def test_policy_base_learns_the_reward_lm_and_loads(
-    reward_lm: LanguageModel, tmp_path: Path
+    reward_lm: LanguageModel, tmp_path: Path, positions: Literal["rotary", "learned"], kind: str
 ) -> None:
-    before = fit_policy_base(reward_lm, tmp_path / "untrained", steps=0, hidden=64, layers=1)
-    after = fit_policy_base(reward_lm, tmp_path / "base", steps=40, hidden=64, layers=1, batch=32)
+    small = partial(fit_policy_base, reward_lm, hidden=64, layers=1, positions=positions)
+    before = small(tmp_path / "untrained", steps=0)
+    after = small(tmp_path / "base", steps=40, batch=32)
     assert after.kl_per_token < 0.8 * before.kl_per_token
     base = LanguageModel.load(str(tmp_path / "base"))
-    assert base.model.config.model_type == "llama" and base.encode("ba do") == [0, 7]
+    assert base.model.config.model_type == kind and base.encode("ba do") == [0, 7]
     assert after.tokens > 0 and before.tokens == 0

@@ -41,7 +41,7 @@ from posteriori.sharpened import write_sharpened
 OUT = Path("docs/results")
 QUICK_FIT_STEPS = 4
 QUICK_DRAWS = 32
-STOP_DRAWS = 256
+STOP_DRAWS = PROFILE_DRAWS = 256
 POSITIONED = "positioned-base"
 """Rows whose Z's have one length need a policy that knows which position it is at."""
 
@@ -120,6 +120,10 @@ def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Conso
         "training seconds": done.seconds,
     }
     first = ground.known[0]
+    if isinstance(first.exact, MarkovPosterior):
+        profile, _ = markov.kl_by_position(first, policy, PROFILE_DRAWS, seed)
+        for length, value in enumerate(profile):
+            found[f"KL(σ‖q) at {length}"] = float(value)
     ids = len(first.problem.policy_ids(first.prompt))
     found["forwards per sample"] = ids + float(first.lengths @ range(len(first.lengths)))
     if (

@@ -134,6 +134,34 @@ def ess_error(log_weights: FloatArray, blocks: int = 10) -> float:
     return metrics.mean_estimate(np.array(parts)).standard_error
 
 
+def kl_by_position(
+    known: Known, sampler: LanguageModel, draws: int, seed: int
+) -> tuple[FloatArray, float]:
+    """Mean KL(σ(· | prefix) ‖ q(· | prefix)) at each length over prefixes of exact draws, nats; ⊤ is a move.
+
+    Their sum estimates KL(σ‖q). A draw has nothing more to say behind its ⊤.
+
+    Returns:
+        [max_tokens + 1], and the standard error of the sum.
+    """
+    exact = known.exact
+    assert isinstance(exact, MarkovPosterior)
+    moves, ids = exact.moves, known.problem.policy_ids(known.prompt)
+    terms = [exact.conditional(length) for length in range(moves.max_tokens + 1)]
+    found = np.zeros((draws, moves.max_tokens + 1))
+    for row, z in enumerate(exact.sample(draws, seed)):
+        log_q = _move_log_q(sampler, ids, known.problem.moves(known.prompt), z)
+        states, history = moves.states(z), list(exact.prompt_ids)
+        for length in range(len(z) + 1):
+            log_sigma = terms[length][exact.table.context_of(history), states[length]]
+            (here,) = np.nonzero(log_sigma > -np.inf)
+            gap = log_sigma[here] - log_q[length, here]
+            found[row, length] = float((np.exp(log_sigma[here]) * gap).sum())
+            history += z[length : length + 1]
+    total = metrics.mean_estimate(found.sum(axis=1))
+    return found.mean(axis=0), total.standard_error
+
+
 def stop_probabilities(
     known: Known, sampler: LanguageModel, draws: int, seed: int
 ) -> tuple[FloatArray, FloatArray]:
@@ -157,8 +185,7 @@ def stop_probabilities(
             theirs[row, length] = terms[length][context, states[length]]
             if length < len(z):
                 history.append(z[length])
-    for row, sample in enumerate(_stop_log_q(sampler, ids, moves, strings)):
-        ours[row, : len(sample)] = np.exp(sample)
+        ours[row, : len(z) + 1] = np.exp(_move_log_q(sampler, ids, moves, z)[:, -1])
     reached = ~np.isnan(theirs).all(axis=0)
     means = [np.full(moves.max_tokens + 1, np.nan) for _ in range(2)]
     for mean, values in zip(means, (theirs, ours), strict=True):
@@ -166,14 +193,10 @@ def stop_probabilities(
     return means[0], means[1]
 
 
-def _stop_log_q(
-    sampler: LanguageModel, ids: Sequence[int], moves: LegalMoves, strings: Sequence[Sequence[int]]
-) -> list[FloatArray]:
-    """log q(⊤ | z₁:ᵢ) at every prefix of each string."""
-    found = []
-    for z in strings:
-        tree, (nodes,) = prefix_tree(ids, [list(z)])
-        ((_, logits),) = sampler.node_logits([tree], [np.asarray(nodes)], moves.column_tokens)
-        scores = moves.path_scores(logits.double().cpu().numpy(), z)
-        found.append(decoding.move_log_q(scores)[:, -1])
-    return found
+def _move_log_q(
+    sampler: LanguageModel, ids: Sequence[int], moves: LegalMoves, z: Sequence[int]
+) -> FloatArray:
+    """log q of every move at every prefix of a string, [n + 1, V + 1]."""
+    tree, (nodes,) = prefix_tree(ids, [list(z)])
+    ((_, logits),) = sampler.node_logits([tree], [np.asarray(nodes)], moves.column_tokens)
+    return decoding.move_log_q(moves.path_scores(logits.double().cpu().numpy(), z))

@@ -242,3 +242,14 @@ def test_run_files_are_valid_and_within_the_budget(row: object) -> None:
     drawn = learner.steps * learner.prompts_per_step * learner.trajectories_per_prompt
     assert drawn / config.replay.samples_per_insert <= 200_000
     assert set(row.rivals) <= set(rivals.RIVALS)
+
+
+def test_the_profile_of_the_error_adds_up(known: Known, reward_lm: LanguageModel) -> None:
+    exact = exact_of(known)
+    sampler = reward_lm.at_temperature(0.7)
+    profile, error = markov.kl_by_position(known, sampler, 400, seed=0)
+    total = exact.kl_posterior_q(exact.local_sampler(0.7))
+    assert profile.shape == (LENGTH + 1,) and (profile >= -1e-6).all()
+    assert abs(profile.sum() - total) < 4 * error < 0.5 * total
+    # token tempering is right where nothing follows: at the last word, and where ⊤ is forced
+    assert profile[LENGTH - 1] < 1e-6 and profile[LENGTH] < 1e-6 < profile[0]

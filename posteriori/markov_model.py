@@ -92,6 +92,10 @@ def write_markov_lm(directory: Path, seed: int = SEED, window: int = 2) -> Path:
     return directory
 
 
+POSITION_SCALE = 0.05
+"""Standard deviation of learned position embeddings before they are learned; words end at about as much."""
+
+
 @dataclass(frozen=True)
 class FitReport:
     """How well the policy base models the reward LM.
@@ -177,7 +181,7 @@ def _policy(hidden: int, layers: int, positions: Literal["rotary", "learned"]) -
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     if positions == "learned":
-        return GPT2LMHeadModel(
+        model = GPT2LMHeadModel(
             GPT2Config(
                 n_embd=hidden,
                 n_inner=2 * hidden,
@@ -189,6 +193,10 @@ def _policy(hidden: int, layers: int, positions: Literal["rotary", "learned"]) -
                 **_shared_config(),
             )
         )
+        # A Markov LM has no use for positions: were they as small as usual, they would stay so, and
+        # the first layer norm would leave nothing of them.
+        torch.nn.init.normal_(model.transformer.wpe.weight, std=POSITION_SCALE)
+        return model
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=hidden,

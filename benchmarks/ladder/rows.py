@@ -137,7 +137,6 @@ ROWS = (
         "markov",
         SHARP,
         ("local", *TRAINED, *LONG_SAMPLERS),
-        lookahead=True,
     ),
     Row(
         "markov-variable",

@@ -151,7 +151,6 @@ ROWS = (
         "markov",
         (Target("kl_posterior_q", 0.3),),
         ("local", *TRAINED, *LONG_SAMPLERS),
-        lookahead=True,
     ),
     Row(
         "constraint",

@@ -47,7 +47,7 @@ def write_moves(directory: Path, key: int, moves: LegalMoves) -> None:
         bounds=np.array([moves.stop, moves.min_tokens, moves.max_tokens]),
         next_state=moves.next_state,
         accepting=moves.accepting,
-        bigrams=np.zeros(0) if moves.lookahead is None else moves.lookahead.bigrams,
+        table=np.zeros(0) if moves.lookahead is None else moves.lookahead.table,
     )
 
 
@@ -63,7 +63,7 @@ def read_moves(directory: str, key: int) -> MoveTable:
             most,
             found["next_state"],
             found["accepting"],
-            lookahead=Lookahead(found["bigrams"]) if found["bigrams"].size else None,
+            lookahead=Lookahead(found["table"]) if found["table"].size else None,
         )
     return MoveTable(moves)
 

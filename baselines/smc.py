@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo as a baseline: base-LM proposals, a policy's flows as twists, a bigram lookahead.
+"""Sequential Monte Carlo as a baseline: base-LM proposals, a policy's flows as twists, a lookahead.
 
 The filter itself is ``posteriori.smc``, which the service runs too.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 from baselines.draws import Budget, Draws
 from posteriori import metrics
-from posteriori.bigrams import fit_bigrams
 from posteriori.lm import LanguageModel
 from posteriori.lookahead import Lookahead
+from posteriori.ngrams import fit_ngrams
 from posteriori.problems import Problem
 from posteriori.seams import Prompt
 from posteriori.smc import FLOW, Twist, likelihood_twist
@@ -79,6 +79,7 @@ def looking_ahead(
     *,
     particles: int | None = None,
     exponent: float = 1.0,
+    order: int = 1,
     draws: int = 256,
     ess_threshold: float = 0.5,
 ) -> Draws:
@@ -87,15 +88,17 @@ def looking_ahead(
     Args:
         problem, prompt, n, seed, particles, ess_threshold: as for :func:`sample`.
         exponent: of the likelihood in R, 1/T of a tempered posterior.
-        draws: of the base LM without the constraint, for the lookahead's bigrams; what they take is counted.
+        order: actions that the lookahead's n-grams look back on, 1 or 2.
+        draws: of the base LM without the constraint, for those n-grams; what they take is counted.
 
     Raises:
-        UserError: the alphabet is too large for bigrams.
+        UserError: the alphabet is too large for n-grams.
     """
-    moves = problem.moves(prompt)
-    context = problem.policy_ids(prompt)
-    bigrams, forwards = fit_bigrams(problem.lm, [context], moves, draws, seed, exponent)
-    guided = replace(moves, lookahead=Lookahead(bigrams))
+    moves, context = problem.moves(prompt), problem.policy_ids(prompt)
+    table, forwards = fit_ngrams(
+        problem.lm, [context], moves, draws, seed, order=order, exponent=exponent
+    )
+    guided = moves.looking_ahead(Lookahead(table))
     found = sample(
         replace(problem, legal_moves=lambda prompt: guided),
         prompt,

@@ -18,7 +18,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,13 +33,11 @@ from posteriori.commands import lookahead
 from posteriori.commands.local import train_locally
 from posteriori.config import RunConfig
 from posteriori.oracle.dynamic import MarkovPosterior
-from posteriori.problems.filtered import filtered_gold
-from posteriori.problems.gold import Gold
 from posteriori.sharpened import write_sharpened
 
 OUT = Path("docs/results")
 QUICK_FIT_STEPS = 4
-QUICK_DRAWS = 32
+QUICK_DRAWS = 64
 STOP_DRAWS = PROFILE_DRAWS = 256
 POSITIONED = "positioned-base"
 """Rows whose Z's have one length need a policy that knows which position it is at."""
@@ -71,7 +68,13 @@ def prepare(
         table = home / f"lookahead-{row.name}.npz"
         if not table.exists():
             lookahead.fit(
-                config, table, problem_name=None, draws=LOOKAHEAD_DRAWS, seed=0, console=console
+                config,
+                table,
+                problem_name=None,
+                draws=LOOKAHEAD_DRAWS,
+                order=row.lookahead,
+                seed=0,
+                console=console,
             )
     if of_q and problem.temperature != 1.0:
         plain, base = base, home / f"{base.name}-{problem.temperature:g}"
@@ -88,16 +91,8 @@ def oracle_directory(config: RunConfig, work: Path) -> Path:
     return work / "oracle" / f"{config.run}-{digest}"
 
 
-def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Console) -> Metrics:
-    """Train q and measure it; with what the training took, gold included."""
-    problems, drawn, read = ground.problems, 0, 0
-    if row.gold_filters:
-        (problem,) = problems
-        gold = filtered_gold(
-            problem, filters=row.gold_filters, temperature=ground.temperature, seed=seed
-        )
-        problems = [replace(problem, gold=distinct(gold.draws))]
-        drawn, read = gold.reward_evaluations, gold.token_forwards
+def train_q(ground: Ground, directory: Path, seed: int, console: Console) -> Metrics:
+    """Train q and measure it; with what the training took."""
 
     def progress(step: int, metrics: Mapping[str, float]) -> None:
         if step % 50 == 0 and "variance" in metrics:
@@ -106,7 +101,7 @@ def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Conso
 
     done = train_locally(
         ground.config,
-        problems,
+        ground.problems,
         directory=directory,
         lm=ground.lm,
         on_metrics=progress,
@@ -115,8 +110,8 @@ def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Conso
     policy = done.policy()
     learned = sum(row.get("tokens", 0.0) for row in done.history)
     found = ground.measure(policy, seed) | {
-        "training trajectories": float(done.trajectories + drawn),
-        "training forwards": float(done.counts.tokens + read) + learned,
+        "training trajectories": float(done.trajectories),
+        "training forwards": float(done.counts.tokens) + learned,
         "training seconds": done.seconds,
     }
     first = ground.known[0]
@@ -138,14 +133,6 @@ def train_q(row: Row, ground: Ground, directory: Path, seed: int, console: Conso
     return found
 
 
-def distinct(draws: Gold) -> Gold:
-    """Each Z of an X once."""
-    return {
-        identity: [list(z) for z in dict.fromkeys(map(tuple, known))]
-        for identity, known in draws.items()
-    }
-
-
 def measure(row: Row, method: str, seed: int, quick: bool, work: Path, console: Console) -> Metrics:
     """One entry."""
     if row.kind == "log_z":
@@ -162,7 +149,7 @@ def measure(row: Row, method: str, seed: int, quick: bool, work: Path, console: 
     if method != "q":
         return RIVALS[method](ground, seed, quick)
     directory = Path(tempfile.mkdtemp(prefix=f"{row.name}-{seed}-", dir=work)) / "run"
-    return train_q(row, ground, directory, seed, console)
+    return train_q(ground, directory, seed, console)
 
 
 def wanted(row: Row, seeds: int, methods: Sequence[str] | None) -> list[tuple[str, int]]:

@@ -244,13 +244,16 @@ def lookahead(
     out: Annotated[Path, typer.Option(help="New .npz file, for the problem's `lookahead`.")],
     problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the base LM, in all.")] = 2048,
+    order: Annotated[int, typer.Option(help="Last actions it looks back on: 1 or 2.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
 ) -> None:
     """Fit what a constraint's prefixes promise, so that samplers walk towards legal ends early."""
     from posteriori.commands import lookahead as command
     from posteriori.config import load
 
-    command.fit(load(run), out, problem_name=problem, draws=draws, seed=seed, console=console)
+    command.fit(
+        load(run), out, problem_name=problem, draws=draws, order=order, seed=seed, console=console
+    )
 
 
 @app.command()

@@ -19,7 +19,7 @@ answer behind every trigger, which is a function of the actions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,7 +54,7 @@ class LegalMoves:
         next_state: automaton transitions, shape [S, V], ``DEAD`` where a token is not accepted.
         accepting: states in which ⊤ is accepted, shape [S].
         tool: answers inside Z; None: Z is the policy's alone.
-        lookahead: a model of what prefixes promise; None: masks alone.
+        lookahead: a model of what prefixes promise, which :meth:`looking_ahead` adds; None: masks alone.
 
     Raises:
         UserError: shapes, ranges or duplicates are wrong, or no complete Z exists.
@@ -100,15 +100,6 @@ class LegalMoves:
                 "No trigger of the tool is in the alphabet, so it would never be called.",
                 "Add a trigger to the alphabet, or leave the tool out.",
             )
-        if self.lookahead is not None and self.lookahead.bigrams.shape != (
-            len(self.alphabet),
-            len(self.alphabet) + 1,
-        ):
-            raise UserError(
-                f"The lookahead's table has shape {self.lookahead.bigrams.shape}, the alphabet "
-                f"{len(self.alphabet)} tokens.",
-                "Write a new one with `posteriori lookahead`.",
-            )
 
     @classmethod
     def free(
@@ -130,6 +121,21 @@ class LegalMoves:
             accepting=np.ones(1, dtype=np.bool_),
             tool=tool,
         )
+
+    def looking_ahead(self, lookahead: Lookahead) -> LegalMoves:
+        """The same moves with a lookahead, whose automaton tells apart what its table does.
+
+        Raises:
+            UserError: the table is of another alphabet.
+        """
+        size = len(self.alphabet)
+        if lookahead.table.shape[1:] != (size, size + 1):
+            raise UserError(
+                f"The lookahead's table has shape {lookahead.table.shape}, the alphabet {size} tokens.",
+                "Write a new one with `posteriori lookahead`.",
+            )
+        next_state, accepting = lookahead.remembering(self.next_state, self.accepting)
+        return replace(self, next_state=next_state, accepting=accepting, lookahead=lookahead)
 
     @cached_property
     def _feasible(self) -> BoolArray:
@@ -193,8 +199,7 @@ class LegalMoves:
             return known
         promises = np.zeros(len(self.alphabet) + 1)
         if self.lookahead is not None and length < self.max_tokens:
-            following = np.maximum(self.next_state[state], 0)
-            behind = self._log_promises[length + 1][following, np.arange(len(self.alphabet))]
+            behind = self._log_promises[length][state]
             legal = self.row(length, state)[:-1]
             promises[:-1] = np.where(legal, np.maximum(behind, LEAST_PROMISE_NATS), 0.0)
         self._promises[(length, state)] = promises

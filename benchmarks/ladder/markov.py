@@ -58,9 +58,13 @@ def ground(config: RunConfig, draws: int = DRAWS) -> Ground:
     lm = LanguageModel.load(config.model)
     problems = build_problems(config, lm)
     (problem,) = problems
+    # σ does not depend on a lookahead, and its automaton is smaller without one.
+    (section,) = config.problems
+    blind = section.model_copy(update={"lookahead": None})
+    (plain,) = build_problems(config.model_copy(update={"problems": (blind,)}), lm)
     table = MarkovTable.from_model(LanguageModel.load(reward_lm_of(config)).model)
     exact = {
-        prompt.id: posterior(config, problem, prompt, table)
+        prompt.id: posterior(config, plain, prompt, table)
         for prompts in (problem.prompts, problem.test_prompts)
         for prompt in prompts[:MEASURED_PROMPTS]
     }
@@ -173,6 +177,7 @@ def stop_probabilities(
     exact = known.exact
     assert isinstance(exact, MarkovPosterior)
     moves, ids = exact.moves, known.problem.policy_ids(known.prompt)
+    ours_moves = known.problem.moves(known.prompt)
     strings = exact.sample(draws, seed)
     ours = np.full((draws, moves.max_tokens + 1), np.nan)
     theirs = ours.copy()
@@ -185,7 +190,7 @@ def stop_probabilities(
             theirs[row, length] = terms[length][context, states[length]]
             if length < len(z):
                 history.append(z[length])
-        ours[row, : len(z) + 1] = np.exp(_move_log_q(sampler, ids, moves, z)[:, -1])
+        ours[row, : len(z) + 1] = np.exp(_move_log_q(sampler, ids, ours_moves, z)[:, -1])
     reached = ~np.isnan(theirs).all(axis=0)
     means = [np.full(moves.max_tokens + 1, np.nan) for _ in range(2)]
     for mean, values in zip(means, (theirs, ours), strict=True):

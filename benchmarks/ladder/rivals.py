@@ -20,8 +20,8 @@ from baselines.trained import Trained, given
 from benchmarks.ladder.constraint import log_probability, viability_filter
 from benchmarks.ladder.ground import Ground, Known, Metrics, averaged
 from posteriori import metrics, smc
-from posteriori.bigrams import fit_bigrams
 from posteriori.lookahead import Lookahead
+from posteriori.ngrams import fit_ngrams
 from posteriori.oracle.dynamic import MarkovPosterior
 from posteriori.problems import Problem
 from posteriori.smc import likelihood_twist
@@ -147,8 +147,8 @@ def looking_ahead(problem: Problem, exponent: float, seed: int) -> tuple[Problem
     """The problem with a lookahead, fitted to draws for its training X's, and the tokens that this read."""
     moves = problem.moves(problem.prompts[0])
     contexts = [problem.policy_ids(prompt) for prompt in problem.prompts]
-    bigrams, read = fit_bigrams(problem.lm, contexts, moves, LOOKAHEAD_DRAWS, seed, exponent)
-    guided = replace(moves, lookahead=Lookahead(bigrams))
+    table, read = fit_ngrams(problem.lm, contexts, moves, LOOKAHEAD_DRAWS, seed, exponent=exponent)
+    guided = moves.looking_ahead(Lookahead(table))
     return replace(problem, legal_moves=lambda prompt: guided), read
 
 

@@ -44,8 +44,7 @@ class Row:
         kind: how it is measured: ``enumerable``, ``markov`` or ``log_z``.
         targets: of q.
         rivals: names in ``rivals.RIVALS``.
-        lookahead: q's moves have one (``posteriori lookahead``).
-        gold_filters: particle filters of 64 for each X, whose particles are q's gold (``posteriori gold``).
+        lookahead: order of that of q's moves (``posteriori lookahead``); 0: none.
         quick_steps: training steps of the quick form, whose figures mean nothing.
     """
 
@@ -54,8 +53,7 @@ class Row:
     kind: str
     targets: tuple[Target, ...]
     rivals: tuple[str, ...] = ()
-    lookahead: bool = False
-    gold_filters: int = 0
+    lookahead: int = 0
     quick_steps: int = 4
 
     def config(self, quick: bool, seed: int) -> RunConfig:
@@ -158,8 +156,7 @@ ROWS = (
         "markov",
         (Target("validity", 0.95, at_least=True), Target("kl_posterior_q", 0.5)),
         ("base", "ppo", "smc-64", "smc-256", "lookahead-64", "viability-256"),
-        lookahead=True,
-        gold_filters=16,
+        lookahead=2,
     ),
     Row(
         "log-z",

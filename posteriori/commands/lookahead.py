@@ -1,4 +1,4 @@
-"""``posteriori lookahead``: fit the bigram table by which a problem's samplers look ahead."""
+"""``posteriori lookahead``: fit the n-gram table by which a problem's samplers look ahead."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from posteriori import lookahead as tables
-from posteriori.bigrams import fit_bigrams
 from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
+from posteriori.ngrams import fit_ngrams
 from posteriori.problems import Problem, build_problems
 
 MOST_CONTEXTS = 64
@@ -54,6 +54,7 @@ def fit(
     *,
     problem_name: str | None,
     draws: int,
+    order: int,
     seed: int,
     console: Console,
 ) -> None:
@@ -74,8 +75,10 @@ def fit(
             )
     contexts = [problem.policy_ids(prompt) for prompt in chosen]
     exponent = 1 / section.temperature
-    bigrams, forwards = fit_bigrams(problem.lm, contexts, moves, draws, seed, exponent)
-    tables.save(out, bigrams, moves.alphabet, exponent, problem.lm.name)
+    table, forwards = fit_ngrams(
+        problem.lm, contexts, moves, draws, seed, order=order, exponent=exponent
+    )
+    tables.save(out, table, moves.alphabet, exponent, problem.lm.name)
     console.print(
         f"Wrote {out}: {len(moves.alphabet)} tokens, {forwards:,} token forwards.\n"
         f"Name it in the run file: problems[].lookahead: {out}",

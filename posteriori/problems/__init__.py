@@ -270,7 +270,7 @@ def _looking_ahead(config: ProblemConfig, moves: LegalMoves) -> LegalMoves:
         return moves
     where = f"Problem {config.name!r}"
     found = lookahead.load(config.lookahead, moves.alphabet, 1 / config.temperature, where)
-    return replace(moves, lookahead=found)
+    return moves.looking_ahead(found)
 
 
 def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMoves:

@@ -163,9 +163,9 @@ def test_samples_obey_an_automaton(engine: Engine, tiny_lm: LanguageModel) -> No
 def test_a_lookahead_is_part_of_every_behaviour(
     engine: Engine, tiny_lm: LanguageModel, name: str
 ) -> None:
-    """Z must hold a b; a bigram model says that b follows c alone, so that c is worth its while."""
-    table = np.full((4, 5), 0.05)
-    table[2, 1] = 0.9
+    """Z must hold a b; a trigram model says that b follows c alone, so that c is worth its while."""
+    table = np.full((5, 4, 5), 0.05)
+    table[:, 2, 1] = 0.9
     moves = LegalMoves(
         alphabet=np.array(LETTERS),
         stop=STOP,
@@ -173,8 +173,7 @@ def test_a_lookahead_is_part_of_every_behaviour(
         max_tokens=4,
         next_state=np.array([[0, 1, 0, 0], [1, 1, 1, 1]]),
         accepting=np.array([False, True]),
-        lookahead=Lookahead(table),
-    )
+    ).looking_ahead(Lookahead(table))
     assert moves.promises(0, 0)[2] > moves.promises(0, 0)[0] + 1
     for sample in draw(engine, PROMPT, moves, 12, behaviour=BEHAVIOURS[name]):
         assert LETTERS[1] in sample.tokens

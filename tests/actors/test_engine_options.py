@@ -73,13 +73,14 @@ def test_moves_left_for_other_processes_are_the_same(tmp_path: Path, ahead: bool
     from actors.moves_processor import read_moves, write_moves
 
     step = np.array([[1, 0, -1], [-1, 1, 0]])
-    lookahead = Lookahead(np.random.default_rng(0).uniform(0.1, 0.9, (3, 4))) if ahead else None
-    moves = LegalMoves(
-        np.array([4, 7, 9]), 2, 1, 5, step, np.array([False, True]), lookahead=lookahead
-    )
+    moves = LegalMoves(np.array([4, 7, 9]), 2, 1, 5, step, np.array([False, True]))
+    if ahead:
+        table = np.random.default_rng(0).uniform(0.1, 0.9, (4, 3, 4))
+        moves = moves.looking_ahead(Lookahead(table))
     write_moves(tmp_path, 3, moves)
     table = read_moves(str(tmp_path), 3)
-    for length, state in ((0, 0), (1, 1), (4, 0), (5, 1)):
+    path = [4, 7, 7, 9, 4]
+    for length, state in enumerate(moves.states(path)):
         row = table.row(length, state)
         found = table.scores(torch.zeros(1, 4), [row])[0].numpy()
         expected = moves.scores(np.zeros((1, 4)), [(length, state)])[0]

@@ -72,6 +72,7 @@ def checked_problem(
         "prompts": _prompts(problem.prompts, settings, f"{field}.prompts"),
         "test_prompts": _prompts(problem.test_prompts, settings, f"{field}.test_prompts"),
         "gold": _gold(problem.gold, settings, f"{field}.gold.file"),
+        "lookahead": _lookahead(problem.lookahead, settings, f"{field}.lookahead"),
     }
     return problem.model_copy(update=changes)
 
@@ -103,6 +104,10 @@ def _other(model: str | None, settings: ServeSettings) -> str | None:
 
 def _prompts(source: Prompts | None, settings: ServeSettings, field: str) -> Prompts | None:
     return _allowed(source, settings, field) if isinstance(source, Path) else source
+
+
+def _lookahead(file: Path | None, settings: ServeSettings, field: str) -> Path | None:
+    return None if file is None else _allowed(file, settings, field)
 
 
 def _gold(gold: GoldConfig | None, settings: ServeSettings, field: str) -> GoldConfig | None:

@@ -332,6 +332,7 @@ def test_every_key_of_a_declaration_was_looked_at() -> None:
     assert set(ProblemConfig.model_fields) == {
         *("name", "kind", "prompts", "test_prompts", "prompts_format", "gold", "policy_prompt"),
         *("alphabet", "stop", "min_tokens", "max_tokens", "temperature", "constraint", "terms"),
+        "lookahead",
         *(
             "contrast",
             "labels",
@@ -355,6 +356,10 @@ def test_files_of_the_allowed_folder(tmp_path: Path) -> None:
     for outside in ("../x.jsonl", "/etc/passwd"):
         with pytest.raises(UserError, match="may not name"):
             checked_problem(ProblemConfig(**{**LONG, "prompts": outside}), settings)
+        with pytest.raises(UserError, match="may not name"):
+            checked_problem(ProblemConfig(**{**LONG, "lookahead": outside}), settings)
+    ahead = checked_problem(ProblemConfig(**{**LONG, "lookahead": "ahead.npz"}), settings)
+    assert ahead.lookahead == tmp_path / "ahead.npz"
     trusting = ServeSettings(allow_imports=True)
     anything = ProblemConfig(**{**LONG, "prompts": "/etc/passwd"})
     assert checked_problem(anything, trusting) == anything

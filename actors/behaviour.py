@@ -16,7 +16,9 @@ from posteriori.moves import LegalMoves
 
 
 class MoveTable:
-    """What one :class:`LegalMoves` adds to logits, as rows of one tensor: 0 or a promise, -inf where illegal.
+    """What one :class:`LegalMoves` adds to logits, as rows of one tensor: promises, -inf where illegal.
+
+    Without a lookahead the rows are masks, a quarter of the memory.
 
     Prefixes with equal rows share one: a free problem has three rows however long Z may be, so a step
     selects its rows on the device and copies only one small index.
@@ -38,8 +40,10 @@ class MoveTable:
         known = self._row_of_prefix.get((length, state))
         if known is not None:
             return known
-        promises = self.moves.promises(length, state).astype(np.float32)
-        added = np.where(self.moves.row(length, state), promises, np.float32(-np.inf))
+        added = self.moves.row(length, state)
+        if self.moves.lookahead is not None:
+            promises = self.moves.promises(length, state).astype(np.float32)
+            added = np.where(added, promises, np.float32(-np.inf))
         row = self._row_of_content.setdefault(added.tobytes(), len(self._rows))
         if row == len(self._rows):
             self._rows.append(torch.from_numpy(added))
@@ -57,7 +61,10 @@ class MoveTable:
         """Logits [R, V + 1] with what the given rows add, float32, -inf where illegal."""
         if self._added is None or self._added.device != logits.device:
             self._added = torch.stack(self._rows).to(logits.device)
-        return logits.float() + self._added[torch.tensor(rows, device=logits.device)]
+        added = self._added[torch.tensor(rows, device=logits.device)]
+        if added.dtype == torch.bool:
+            return logits.float().masked_fill(~added, -torch.inf)
+        return logits.float() + added
 
 
 def behaviour_log_q(

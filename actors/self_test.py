@@ -54,13 +54,11 @@ def reference_log_q(
     behaviour = behaviour or Behaviour()
     ids = torch.tensor([[*map(int, prompt_ids), *tokens]], device=model.device)
     logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 :].float().cpu()
-    legal, promises = moves.masks(tokens), moves.path_promises(tokens)
-    decides = np.flatnonzero(legal.any(axis=1))
-    scores = logits[decides][:, torch.from_numpy(moves.column_tokens)]
-    if promises is not None:
-        scores = scores + torch.from_numpy(promises[decides]).float()
+    columns_of = torch.from_numpy(moves.column_tokens)
+    scores = moves.path_scores(logits[:, columns_of].double().numpy(), tokens)
+    decides = np.flatnonzero(np.isfinite(scores).any(axis=1))
     moved = behaviour_log_q(
-        scores.masked_fill(~torch.from_numpy(legal[decides]), -torch.inf),
+        torch.from_numpy(scores[decides]),
         torch.full((len(decides), 1), behaviour.temperature),
         torch.full((len(decides), 1), behaviour.epsilon),
     ).double()

@@ -240,7 +240,8 @@ def _advance(
             here = running[ready]
             scores = moves.scores(rows.logits[ready], state.places(here))
             log_moves[ready] = move_log_q(scores)
-            promises[ready] = [moves.promises(*at) for at in state.places(here)]
+            if moves.lookahead is not None:
+                promises[ready] = [moves.promises(*at) for at in state.places(here)]
             state.log_v[here] = twist.log_v(
                 Prefixes(
                     log_v=state.log_v[here],

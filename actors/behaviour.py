@@ -9,6 +9,8 @@ Both engines call the one function here, so that a behaviour means the same on e
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 
@@ -44,7 +46,8 @@ class MoveTable:
         if self.moves.lookahead is not None:
             promises = self.moves.promises(length, state).astype(np.float32)
             added = np.where(added, promises, np.float32(-np.inf))
-        row = self._row_of_content.setdefault(added.tobytes(), len(self._rows))
+        content = hashlib.blake2b(added.tobytes()).digest()
+        row = self._row_of_content.setdefault(content, len(self._rows))
         if row == len(self._rows):
             self._rows.append(torch.from_numpy(added))
             self._added = None

@@ -12,12 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from posteriori import metrics
-from posteriori.commands.sample import choose_prompt
+from posteriori.commands.choice import choose_problem, choose_prompt
 from posteriori.config import RunConfig
-from posteriori.errors import UserError
-from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import ExactPosterior, enumerate_posterior
-from posteriori.problems import build_problems
 
 SHOWN = 16
 
@@ -46,19 +43,10 @@ def baseline(
     Raises:
         UserError: unknown baseline, option, problem or prompt, or the method cannot do it.
     """
-    import torch
-
     from baselines.methods import method, with_options
 
-    torch.set_num_threads(config.sampling.threads)
     run = with_options(method(name), name, options)
-    lm = LanguageModel.load(config.model, dtype=config.dtype)
-    problems = {problem.name: problem for problem in build_problems(config, lm)}
-    if problem_name is not None and problem_name not in problems:
-        raise UserError(
-            f"The run file has no problem {problem_name!r}.", f"Choose among {', '.join(problems)}."
-        )
-    problem = problems[problem_name or next(iter(problems))]
+    problem, _ = choose_problem(config, problem_name)
     prompt = choose_prompt(problem, prompt_id)
     draws = run(problem, prompt, n, seed)
     found: dict[str, Any] = {

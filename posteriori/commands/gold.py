@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from posteriori.commands.lookahead import choose_problem
+from posteriori.commands.choice import choose_problem, refuse_existing
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
 from posteriori.problems.filtered import filtered_gold
@@ -54,8 +54,8 @@ def draw(
     Raises:
         UserError: no such problem, ``out`` exists, or no Z can be written.
     """
-    # The file that is to be written need not be there yet.
-    problem, section = choose_problem(config, problem_name, out, without="gold")
+    refuse_existing(out)
+    problem, section = choose_problem(config, problem_name, without="gold")
 
     def progress(done: int) -> None:
         if done % 10 == 0 or done == len(problem.prompts):

@@ -7,45 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from posteriori import lookahead as tables
-from posteriori.config import ProblemConfig, RunConfig
+from posteriori.commands.choice import choose_problem, refuse_existing
+from posteriori.config import RunConfig
 from posteriori.errors import UserError
-from posteriori.lm import LanguageModel
 from posteriori.ngrams import fit_ngrams
-from posteriori.problems import Problem, build_problems
 
 MOST_CONTEXTS = 64
 """X's whose draws the table is of."""
-
-
-def choose_problem(
-    config: RunConfig, name: str | None, out: Path, *, without: str
-) -> tuple[Problem, ProblemConfig]:
-    """A problem of a run file and its section, for a command that writes a file which the section will name.
-
-    Args:
-        config: the run file.
-        name: of the problem; None: the first.
-        out: must not exist.
-        without: key of the section that is not looked at.
-
-    Raises:
-        UserError: no such problem, ``out`` exists, or the problem cannot be built.
-    """
-    import torch
-
-    torch.set_num_threads(config.sampling.threads)
-    sections = {problem.name: problem for problem in config.problems}
-    name = name or next(iter(sections))
-    if name not in sections:
-        raise UserError(
-            f"The run file has no problem {name!r}.", f"Choose among {', '.join(sections)}."
-        )
-    if out.exists():
-        raise UserError(f"{out} exists.", "Choose another --out, or delete it.")
-    section = sections[name].model_copy(update={without: None})
-    lm = LanguageModel.load(config.model, dtype=config.dtype)
-    (problem,) = build_problems(config.model_copy(update={"problems": (section,)}), lm)
-    return problem, section
 
 
 def fit(
@@ -63,8 +31,8 @@ def fit(
     Raises:
         UserError: no such problem, ``out`` exists, the alphabet is too large, or X's differ in theirs.
     """
-    # The file that is to be written need not be there yet.
-    problem, section = choose_problem(config, problem_name, out, without="lookahead")
+    refuse_existing(out)
+    problem, section = choose_problem(config, problem_name, without="lookahead")
     chosen = problem.prompts[:MOST_CONTEXTS]
     moves = problem.moves(chosen[0])
     for prompt in problem.prompts:

@@ -11,9 +11,9 @@ from rich.table import Table
 from actors.weighted import WeightedSamples, draw
 from posteriori import metrics
 from posteriori.calls import SamplesOptions
+from posteriori.commands.choice import choose_prompt
 from posteriori.commands.loaded_run import POLICY_VERSION, LoadedRun
 from posteriori.commands.run_directory import RunDirectory
-from posteriori.errors import UserError
 from posteriori.problems import Problem, build_problem
 from posteriori.seams import Prompt
 
@@ -95,23 +95,6 @@ def sample_remotely(
     if base or version is not None:
         asked["version"] = 0 if base else version or 0
     return client.samples(**asked).model_dump()
-
-
-def choose_prompt(problem: Problem, prompt_id: str | None) -> Prompt:
-    """An X by id; None: the first.
-
-    Raises:
-        UserError: the problem has no such X.
-    """
-    if prompt_id is None:
-        return problem.prompts[0]
-    for prompt in (*problem.prompts, *problem.test_prompts):
-        if prompt.id == prompt_id:
-            return prompt
-    raise UserError(
-        f"Problem {problem.name!r} has no prompt {prompt_id!r}.",
-        f"Choose among {', '.join(list(problem.by_id)[:10])}, or give a new X with --field x=TEXT.",
-    )
 
 
 def _to_dict(problem: Problem, prompt: Prompt, samples: WeightedSamples) -> dict[str, Any]:

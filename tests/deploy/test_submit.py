@@ -78,7 +78,7 @@ def test_list_stop_and_resume(
     assert twice.returncode == 2 and "is running" in twice.stdout
     assert re.search(r"longer .*succeeded", tell("stop", "longer"))
     stopped = json.loads((stack.runs / "longer/report.json").read_text())["summary"]
-    assert stopped["stopped_early"] and stopped["steps"] >= 4
+    assert stopped["stopped_early"] and stopped["steps"] >= 4, tell("logs", "longer")
 
     steps = stopped["steps"] + 2
     file = written(tmp_path, run_file("longer", tiny_lm_path, steps=steps))

@@ -21,7 +21,7 @@ from posteriori.errors import (
     UserError,
     WaitTimeout,
 )
-from posteriori.freed_memory import allocator
+from posteriori.freed_memory import computing
 from posteriori.placement import actor_room, gpu_actors
 from replay.buffers import open_buffer
 from replay.connection import connect
@@ -172,18 +172,11 @@ class RayPool:
             placement = config.placement.model_copy(update={"gpu_actors": None})
             config = config.model_copy(update={"sampling": sampling, "placement": placement})
         room = actor_room(config, on_gpu)
-        threads = str(config.sampling.threads)
         actor = RolloutActor.options(
             num_cpus=room.cpus,
             num_gpus=room.gpus,
             scheduling_strategy=STRATEGIES[config.placement.actors],
-            runtime_env={
-                "env_vars": {
-                    "OMP_NUM_THREADS": threads,
-                    "MKL_NUM_THREADS": threads,
-                    **allocator(),
-                }
-            },
+            runtime_env=computing(config.sampling.threads),
         ).remote(config.model_dump(mode="json"), self._redis_url, actor_id)
         self._handles[actor_id] = _Handle(actor, actor.run.remote(), now, on_gpu)
         self._registry.event("actor_started", f"Rollout actor {actor_id} starts.", actor=actor_id)

@@ -29,7 +29,7 @@ from api.replica import EngineReplica, Lacking, Refusal, Shelf
 from api.settings import ServeSettings
 from posteriori.commands.cluster import connected
 from posteriori.errors import UserError
-from posteriori.freed_memory import allocator
+from posteriori.freed_memory import computing
 from posteriori.policy import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,6 @@ class RayHost:
 
     def _deploy(self) -> None:
         settings = self._settings
-        threads = str(settings.threads)
         most = settings.max_replicas
         replicas: dict[str, Any] = {"num_replicas": settings.replicas}
         if most is not None:
@@ -242,7 +241,7 @@ class RayHost:
             ray_actor_options={
                 "num_cpus": settings.threads,
                 "num_gpus": settings.replica_gpus,
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, **allocator()}},
+                "runtime_env": computing(settings.threads),
             },
             **replicas,
         )

@@ -18,7 +18,7 @@ import ray
 from posteriori import config as run_file
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
-from posteriori.freed_memory import allocator, return_freed_memory
+from posteriori.freed_memory import computing, return_freed_memory
 
 if TYPE_CHECKING:
     from learner.team import Team
@@ -107,8 +107,7 @@ class Peers:
         else:
             mine = ray.get_runtime_context().get_assigned_resources()
         room: dict[str, Any] = {"num_cpus": mine.get("CPU", 0), "num_gpus": mine.get("GPU", 0)}
-        threads = str(config.learner.threads)
-        room["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": threads, **allocator()}}
+        room["runtime_env"] = computing(config.learner.threads)
         self._actors = []
         for rank in range(1, count + 1):
             if group is not None:

@@ -37,6 +37,12 @@ def allocator() -> dict[str, str]:
     return {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC} if library.exists() else {}
 
 
+def computing(threads: int) -> dict[str, dict[str, str]]:
+    """``runtime_env`` of a Ray actor that computes with torch: its threads, and :func:`allocator`."""
+    count = str(threads)
+    return {"env_vars": {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, **allocator()}}
+
+
 @functools.cache
 def return_freed_memory() -> bool:
     """From now on collect cycles and return free pages every ``TRIM_SECONDS``; once a process.

@@ -17,7 +17,7 @@ from typing import Any
 
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
-from posteriori.freed_memory import allocator
+from posteriori.freed_memory import computing
 from posteriori.placement import Asked, Room, asked, check_room
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def cluster(config: RunConfig) -> Iterator[Any]:
             remove_placement_group(group)
 
 
-def learner_options(group: Any) -> dict[str, Any]:
+def learner_options(group: Any, threads: int) -> dict[str, Any]:
     """Ray options of an actor that takes the first of the reserved places."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -76,7 +76,7 @@ def learner_options(group: Any) -> dict[str, Any]:
         "num_cpus": bundle.get("CPU", 0),
         "num_gpus": bundle.get("GPU", 0),
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
-        "runtime_env": {"env_vars": allocator()},
+        "runtime_env": computing(threads),
     }
 
 
@@ -91,7 +91,7 @@ def check_shared_directory(group: Any, directory: Path) -> None:
     def sees(path: str) -> tuple[bool, str]:
         return os.path.isfile(path), ray.util.get_node_ip_address()
 
-    options = learner_options(group) | {"num_cpus": 0, "num_gpus": 0}
+    options = learner_options(group, threads=1) | {"num_cpus": 0, "num_gpus": 0}
     marker = str((directory / "run.yaml").resolve())
     seen, node = ray.get(ray.remote(**options)(sees).remote(marker))
     if not seen:

@@ -175,7 +175,7 @@ def _train(
         watch = Watch(registry, adapters, buffer, pool, directory, stack.enter_context(view))
 
         def start_learner(resume: bool) -> Any:
-            return LearnerActor.options(**learner_options(place)).remote(
+            return LearnerActor.options(**learner_options(place, config.learner.threads)).remote(
                 config.model_dump(mode="json"), url, str(directory.path.resolve()), resume=resume
             )
 

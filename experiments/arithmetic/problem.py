@@ -132,7 +132,12 @@ def run_config(
                 "tempered_share": 0.25,
                 "uniform_share": 0.0,
             },
-            "replay": {"recent_share": 0.5, "prioritised_share": 0.3},
+            "replay": {
+                "recent_share": 0.5,
+                "prioritised_share": 0.3,
+                # As often as PPO, in four epochs.
+                "samples_per_insert": 4.0,
+            },
             "learner": {
                 "steps": steps,
                 "learning_rate": 0.001,
@@ -140,7 +145,7 @@ def run_config(
                 "trajectories_per_prompt": 8,
                 # A chain that goes on past its end is a hundred nats worse than the right one.
                 "huber_delta_nats": 4.0,
-                "publish_every_steps": 2,
+                "publish_every_steps": 8,
                 "evaluate_every_steps": steps,
             },
         },

@@ -60,7 +60,7 @@ TEST_ITEMS = 60
 CHAINS = 3
 """Draws for each test X."""
 
-STEPS = 100
+STEPS = 400
 SFT_STEPS = 150
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +217,11 @@ def test_sharpen_writes_a_model(run: Any, tmp_path: Path, tiny_lm_path: Path) ->
     assert LanguageModel.load(str(target)).vocabulary_size > 0
     status, _, errors = run(*options)
     assert status == 2 and str(target) in errors
+
+
+def test_the_package_is_the_command() -> None:
+    command = (sys.executable, "-m", "posteriori", "train", "nowhere.yaml")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Cannot read run file nowhere.yaml" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,18 +1,24 @@
-"""Every inference-time baseline by name, under one signature: (problem, prompt, n, seed, …) → Draws."""
+"""Every inference-time baseline by name, under one signature: (problem, prompt, n, seed, …) → Draws.
+
+Those that train an adapter are in ``baselines/trainers.py``.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from baselines import importance, local, mcmc, prompting, search, smc
 from baselines.draws import Draws
+from baselines.trainers import TRAINERS
 from posteriori.errors import UserError
 from posteriori.problems import Problem
 from posteriori.seams import Prompt
 from posteriori.smc import likelihood_twist
+
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 
 class Method(Protocol):
@@ -52,12 +58,13 @@ def method(name: str) -> Method:
         UserError: there is none of that name.
     """
     if name not in METHODS:
-        raise UserError(f"No baseline {name!r}.", f"Choose among {', '.join(METHODS)}.")
+        known = ", ".join((*METHODS, *TRAINERS))
+        raise UserError(f"No baseline {name!r}.", f"Choose among {known}.")
     return METHODS[name]
 
 
-def with_options(run: Method, name: str, options: Mapping[str, float]) -> Method:
-    """The method with numeric options set.
+def with_options(run: Run, name: str, options: Mapping[str, float]) -> Run:
+    """The method or trainer with numeric options set.
 
     Raises:
         UserError: it has no such option, or the option is a whole number and the value is not.
@@ -79,5 +86,4 @@ def with_options(run: Method, name: str, options: Mapping[str, float]) -> Method
         if whole and value != int(value):
             raise UserError(f"Option {option} is {value:g}.", "Give a whole number.")
         given[option] = int(value) if whole else value
-    call: Callable[..., Draws] = run
-    return partial(call, **given)
+    return cast(Run, partial(run, **given))

@@ -201,17 +201,20 @@ def experiment(
 @app.command()
 def baseline(
     name: Annotated[str, typer.Argument(help="Baseline; a wrong name lists them.")],
-    run: Annotated[Path, typer.Argument(help="Run file; nothing is trained.")],
+    run: Annotated[Path, typer.Argument(help="Run file.")],
     n: Annotated[int, typer.Option("-n", "--samples", min=1, help="Number of samples.")] = 64,
     problem: Annotated[str | None, typer.Option(help="Problem; default: the first.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Id of an X; default: the first.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Of the method: name=number, such as particles=64.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="New directory for the adapter of SFT, PPO, RLOO or GRPO.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Sample a run's posterior without training: beams, MCMC, SMC, rejection and others."""
+    """Sample a run's posterior by other means: beams, MCMC, SMC, rejection, SFT, PPO and others."""
     from posteriori.commands import baseline as command
     from posteriori.config import load
 
@@ -234,6 +237,7 @@ def baseline(
         prompt_id=prompt,
         options=options,
         seed=seed,
+        out=out,
     )
     command.show(found, console, as_json)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from baselines.trainers import evaluations_of
 from posteriori.config import RunConfig
 from posteriori.lm import LanguageModel
 from posteriori.metrics import FloatArray
@@ -67,9 +68,7 @@ class Ground:
     @property
     def trajectories(self) -> int:
         """How many q's training samples and scores."""
-        learner = self.config.learner
-        drawn = learner.steps * learner.prompts_per_step * learner.trajectories_per_prompt
-        return int(drawn / self.config.replay.samples_per_insert)
+        return evaluations_of(self.config)
 
 
 def averaged(rows: Sequence[tuple[bool, Mapping[str, float]]]) -> Metrics:

@@ -13,10 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from baselines import importance, mcmc
-from baselines.ppo import PPOSettings, train_ppo
-from baselines.sft import SFTSettings, train_sft
-from baselines.trained import Trained, given
+from baselines import mcmc
+from baselines.trained import Trained
+from baselines.trainers import PASSES, TRAINERS, resampled_pairs, sft_on
 from benchmarks.ladder.constraint import log_probability, viability_filter
 from benchmarks.ladder.ground import Ground, Known, Metrics, averaged
 from posteriori import metrics, smc
@@ -28,9 +27,6 @@ from posteriori.smc import likelihood_twist
 
 PARTICLES = (4, 16, 64, 256)
 CHAIN_STEPS = (4, 16, 64)
-CANDIDATES = 16
-"""Draws of the base LM for each pair that SFT is given: sampling importance resampling."""
-
 LOOKAHEAD_DRAWS = 2048
 """Of the base LM without the constraint, for bigrams."""
 
@@ -54,42 +50,19 @@ def local(ground: Ground, seed: int, quick: bool) -> Metrics:
 
 
 def sft(ground: Ground, seed: int, quick: bool) -> Metrics:
-    """Maximum likelihood on SIR draws: the reward evaluations of q's training, ``CANDIDATES`` to a pair."""
-    learner = ground.config.learner
-    pairs = []
-    prompts = [(problem, prompt) for problem in ground.problems for prompt in problem.prompts]
-    each = max(1, ground.trajectories // (CANDIDATES * len(prompts)))
-    for problem, prompt in prompts:
-        drawn = importance.sir(problem, prompt, each, seed, candidates=CANDIDATES)
-        pairs += [given(problem, prompt, tokens) for tokens in drawn.tokens]
-    batch = learner.prompts_per_step * learner.trajectories_per_prompt
-    # Three passes: more would learn the pairs by heart.
-    steps = max(1, min(learner.steps, 3 * len(pairs) // batch))
-    settings = SFTSettings(
-        steps=steps,
-        batch_size=batch,
-        learning_rate=learner.learning_rate,
-        lora_rank=learner.lora_rank,
-        lora_alpha=learner.lora_alpha,
-    )
-    return _measured(ground, train_sft(ground.problems, pairs, settings, seed), seed) | {
-        "training trajectories": float(each * CANDIDATES * len(prompts)),
+    """Maximum likelihood on resampled draws of the base LM: as many reward evaluations as q's training."""
+    pairs, spent = resampled_pairs(ground.problems, ground.trajectories, seed)
+    trained = sft_on(pairs, ground.problems, ground.config, seed, PASSES, learning_rate=None)
+    return _measured(ground, trained, seed) | {
+        "drawing forwards": float(spent.token_forwards),
+        "training trajectories": float(spent.reward_evaluations),
         "training pairs": float(len(pairs)),
     }
 
 
 def ppo(ground: Ground, seed: int, quick: bool) -> Metrics:
     """PPO whose optimum is the posterior (E_q[log R − log q]) within the reward evaluations of q's training."""
-    learner = ground.config.learner
-    settings = PPOSettings(
-        target="posterior",
-        prompts_per_step=learner.prompts_per_step,
-        samples_per_prompt=learner.trajectories_per_prompt,
-        learning_rate=learner.learning_rate,
-        lora_rank=learner.lora_rank,
-        lora_alpha=learner.lora_alpha,
-    ).within(ground.trajectories)
-    trained = train_ppo(ground.problems, settings, seed)
+    trained = TRAINERS["ppo-posterior"](ground.problems, ground.config, seed)
     return _measured(ground, trained, seed) | {
         "training trajectories": float(trained.budget.reward_evaluations)
     }

@@ -19,7 +19,7 @@ import numpy as np
 from actors.transformers_engine import TransformersEngine
 from baselines.ppo import PPOSettings, train_ppo
 from baselines.sft import SFTSettings, train_sft
-from baselines.trained import given
+from baselines.trainers import gold_pairs
 from experiments.arithmetic import assess
 from experiments.arithmetic.problem import (
     MISSPECIFIED,
@@ -38,7 +38,6 @@ from posteriori.commands.local import train_locally
 from posteriori.config import ProblemConfig
 from posteriori.lm import LanguageModel, model_path
 from posteriori.problems import Problem, build_problem, build_problems
-from posteriori.trajectory import Trajectory
 
 COT, BASE, SFT, PPO = "CoT prompting", "base LM", "SFT", "PPO"
 PPO_FROM_SFT = "PPO from that SFT"
@@ -87,7 +86,7 @@ def run(trial: Trial) -> list[Row]:
     demonstrated = build_problems(run_file(gold=True), lm)
     sft = train_sft(
         demonstrated,
-        _gold(demonstrated[0]),
+        gold_pairs(demonstrated),
         SFTSettings(steps=2 if quick else SFT_STEPS, batch_size=10),
         trial.seed,
     )
@@ -121,15 +120,6 @@ def run(trial: Trial) -> list[Row]:
     rows.append(gflownet(UNSEEDED, lm, gold=False)[0])
     rows.append(gflownet(GFN_MISLED, start, gold=True, reward_context=MISSPECIFIED)[0])
     return [*rows, *assessment.reward()]
-
-
-def _gold(problem: Problem) -> list[Trajectory]:
-    """The gold chains of a problem, results of the calculator included."""
-    return [
-        given(problem, prompt, problem.moves(prompt).execute(z))
-        for prompt in problem.prompts
-        for z in problem.gold.get(prompt.id, ())
-    ]
 
 
 def _test_problem(lm: LanguageModel, data: Path, operands: int) -> Problem:

@@ -1,10 +1,11 @@
-"""``posteriori baseline``: what one would try instead of training, on the problems of a run file."""
+"""``posteriori baseline``: what one would try instead, on the problems of a run file."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from posteriori import metrics
-from posteriori.commands.choice import choose_problem, choose_prompt
-from posteriori.config import RunConfig
+from posteriori.commands.choice import choose_problem, choose_prompt, refuse_existing
+from posteriori.config import ProblemConfig, RunConfig
+from posteriori.errors import UserError
+from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import ExactPosterior, enumerate_posterior
+from posteriori.problems import Problem, build_problems
 
 SHOWN = 16
 
@@ -28,27 +32,54 @@ def baseline(
     prompt_id: str | None,
     options: dict[str, float],
     seed: int,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Run one baseline for one X; JSON-ready.
 
+    One that trains does so on all X's of the whole run file before it is asked for that X.
+
     Args:
         name: of the baseline.
-        config: the run file; nothing in it is trained.
+        config: the run file.
         n: samples.
         problem_name: None: the first.
         prompt_id: None: its first X.
         options: of the method, such as ``particles``.
         seed: of everything random.
+        out: new directory for the adapter of one that trains.
 
     Raises:
-        UserError: unknown baseline, option, problem or prompt, or the method cannot do it.
+        UserError: unknown baseline, option, problem or prompt, the method cannot do it, ``out`` exists or is
+            given where nothing is trained.
     """
+    from baselines import local
     from baselines.methods import method, with_options
+    from baselines.trainers import TRAINERS
 
-    run = with_options(method(name), name, options)
-    problem, _ = choose_problem(config, problem_name)
-    prompt = choose_prompt(problem, prompt_id)
-    draws = run(problem, prompt, n, seed)
+    training: dict[str, Any] | None = None
+    if name in TRAINERS:
+        train = with_options(TRAINERS[name], name, options)
+        if out is not None:
+            refuse_existing(out)
+        problem, section = choose_problem(config, problem_name)
+        prompt = choose_prompt(problem, prompt_id)
+        trained = train([problem, *_other_problems(config, section, problem.lm)], config, seed)
+        if out is not None:
+            trained.save(out)
+        training = asdict(trained.budget) | {
+            "seconds": trained.seconds,
+            "adapter": None if out is None else str(out),
+        }
+        draws = local.sample(problem, prompt, n, seed, lm=trained.language_model())
+    else:
+        run = with_options(method(name), name, options)
+        if out is not None:
+            raise UserError(
+                f"Baseline {name!r} trains no adapter to write to {out}.", "Leave --out away."
+            )
+        problem, _ = choose_problem(config, problem_name)
+        prompt = choose_prompt(problem, prompt_id)
+        draws = run(problem, prompt, n, seed)
     found: dict[str, Any] = {
         "baseline": name,
         "problem": problem.name,
@@ -58,6 +89,7 @@ def baseline(
             {"text": problem.text(z), "tokens": z, "log_reward": float(r), "weight": float(w)}
             for z, r, w in zip(draws.tokens, draws.log_reward, draws.weights, strict=True)
         ],
+        "training": training,
         "budget": asdict(draws.budget),
         "log_z": draws.log_z.value if draws.log_z else None,
         "log_z_standard_error": (
@@ -74,6 +106,12 @@ def baseline(
         )
         found["exact"] = _distance(exact, draws.tokens, draws.log_weights, seed)
     return found
+
+
+def _other_problems(config: RunConfig, section: ProblemConfig, lm: LanguageModel) -> list[Problem]:
+    """All problems of the run but one: a policy is of all of them."""
+    rest = tuple(other for other in config.problems if other.name != section.name)
+    return build_problems(config.model_copy(update={"problems": rest}), lm)
 
 
 def _distance(
@@ -111,7 +149,14 @@ def show(found: dict[str, Any], console: Console, as_json: bool) -> None:
         table.add_row(text, f"{log_reward:.3f}", f"{weight:.4f}")
     console.print(table)
     budget, log_z, exact = found["budget"], found["log_z"], found["exact"]
-    parts = [
+    parts = []
+    if training := found["training"]:
+        parts.append(
+            f"trained for {training['seconds']:.0f} s on {training['token_forwards']:,} token forwards and "
+            f"{training['reward_evaluations']:,} reward evaluations"
+            + (f"; adapter: {training['adapter']}" if training["adapter"] else "")
+        )
+    parts += [
         f"{len(found['samples'])} samples, {len(merged)} distinct",
         f"{budget['token_forwards']:,} token forwards, {budget['reward_evaluations']:,} reward evaluations",
     ]

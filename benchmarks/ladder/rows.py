@@ -155,7 +155,7 @@ ROWS = (
         "late-binding constraint, 32 tokens, Markov",
         "markov",
         (Target("validity", 0.95, at_least=True), Target("kl_posterior_q", 0.5)),
-        ("base", "ppo", "smc-64", "smc-256", "lookahead-64", "viability-256"),
+        (*TRAINED, "smc-64", "smc-256", "mcmc-16", "mcmc-64", "lookahead-64", "viability-256"),
         lookahead=2,
     ),
     Row(

@@ -18,7 +18,7 @@ from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
 from posteriori.messages import Target
-from posteriori.problems import Problem, build_problem, build_problems, needed_fields
+from posteriori.problems import Problem, RewardModels, build_problem, build_problems, needed_fields
 from posteriori.rewards import likelihoods
 from posteriori.seams import Prompt
 
@@ -67,6 +67,7 @@ class Catalogue:
         self.base = base
         self.adapters = adapters
         self._served: dict[str, tuple[int, ServedRun]] = {}
+        self._reward_models = RewardModels(base)
         self._declared: OrderedDict[str, Problem] = OrderedDict()
 
     def names(self) -> list[str]:
@@ -174,7 +175,7 @@ class Catalogue:
         key = config.model_dump_json()
         if key not in self._declared:
             try:
-                self._declared[key] = build_problem(config, self.base)
+                self._declared[key] = build_problem(config, self.base, self._reward_models)
             except UserError as cause:
                 raise as_api_error(cause, "problem") from cause
             if len(self._declared) > DECLARED_KEPT:

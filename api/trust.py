@@ -58,6 +58,7 @@ def checked_problem(
         return problem
     named = {
         "factory": problem.factory,
+        "constraint.automaton": constraint.automaton if constraint else None,
         "constraint.predicate": constraint.predicate if constraint else None,
         "preference.model": problem.preference.model if problem.preference else None,
         "tool.use": problem.tool.use if problem.tool and problem.tool.use != "calculator" else None,

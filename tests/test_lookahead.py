@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from actors.behaviour import MoveTable, behaviour_log_q
 from posteriori import lookahead, smc
-from posteriori.config import ProblemConfig
+from posteriori.config import ConstraintConfig, ProblemConfig, RewardTerm
 from posteriori.decoding import move_log_q, sample
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
@@ -232,9 +232,9 @@ def test_where_the_bigrams_are_the_lm_the_lookahead_is_the_posterior(
     problem = build_problem(
         ProblemConfig(
             name="late",
-            kind="python",
-            factory="benchmarks.ladder.constraint:problem",
-            model=bigram_lm.name,
+            kind="product",
+            terms=(RewardTerm(target="{z}"),),
+            constraint=ConstraintConfig(automaton="benchmarks.ladder.constraint:automaton"),
             prompts=({"x": "ma mo"},),
             min_tokens=8,
             max_tokens=8,

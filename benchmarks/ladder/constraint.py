@@ -11,15 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from posteriori import metrics
-from posteriori.config import ProblemConfig, RewardTerm
 from posteriori.lm import LanguageModel
 from posteriori.metrics import FloatArray
 from posteriori.moves import DEAD, LegalMoves
 from posteriori.oracle.dynamic import MarkovPosterior
-from posteriori.problems import Problem
 from posteriori.problems.automata import Automaton
-from posteriori.problems.prompts import read_prompts
-from posteriori.rewards import ProductReward
 
 KEYWORDS = ("ba", "so", "mi", "ta", "le", "do")
 MODULUS = 7
@@ -42,31 +38,9 @@ def ordered_keywords(
     return next_state.astype(np.int64), accepting
 
 
-def problem(config: ProblemConfig, lm: LanguageModel) -> Problem:
-    """The row's problem: factory of a run file; ``model`` names the reward LM."""
-    assert config.model is not None
-    reward_lm = LanguageModel.load(config.model)
-    alphabet = [i for i in range(lm.vocabulary_size) if i not in lm.special_ids]
-    keywords = [lm.one_token(word, "Keyword") for word in KEYWORDS]
-    next_state, accepting = ordered_keywords(keywords, alphabet)
-    moves = LegalMoves(
-        alphabet=np.asarray(alphabet, dtype=np.int64),
-        stop=int(lm.tokenizer.eos_token_id),
-        min_tokens=config.min_tokens,
-        max_tokens=config.max_tokens,
-        next_state=next_state,
-        accepting=accepting,
-    )
-    term = RewardTerm(target="{z}", context="{x}")
-    return Problem(
-        config.name,
-        read_prompts(config, config.prompts),
-        ProductReward([term], [reward_lm], lambda prompt: moves),
-        lm,
-        lambda prompt: lm.context(prompt.fields["x"]),
-        lambda prompt: moves,
-        test_prompts=read_prompts(config, config.test_prompts, "test-"),
-    )
+def automaton(lm: LanguageModel, alphabet: Sequence[int]) -> Automaton:
+    """The row's constraint, as its run file names it."""
+    return ordered_keywords([lm.one_token(word, "Keyword") for word in KEYWORDS], alphabet)
 
 
 def unconstrained(exact: MarkovPosterior) -> MarkovPosterior:

@@ -77,8 +77,7 @@ def with_models(
     """A Markov row's run on other models, and with a lookahead."""
     (problem,) = config.problems
     terms = tuple(term.model_copy(update={"model": str(reward_lm)}) for term in problem.terms)
-    model = str(reward_lm) if problem.model is not None else None
-    changed = problem.model_copy(update={"terms": terms, "model": model, "lookahead": lookahead})
+    changed = problem.model_copy(update={"terms": terms, "lookahead": lookahead})
     return config.model_copy(update={"model": str(base), "problems": (changed,)})
 
 

@@ -37,18 +37,20 @@ class RewardTerm(Section):
 
 
 class ConstraintConfig(Section):
-    """A constraint on Z: one of ``regex``, ``contains`` and ``words``, a ``predicate``, or both.
+    """A constraint on Z: one of ``regex``, ``contains``, ``words`` and ``automaton``, a ``predicate``, or both.
 
     ``regex`` must match the whole text of Z; ``contains`` lists alphabet tokens that must all occur;
-    ``words`` is the least and greatest number of words. These mask q, so that every prefix can still be
-    completed, unless ``masked`` is false. ``predicate``, an import path ``module:function`` called as
-    ``function(text, fields)``, cannot be masked. What is not masked multiplies R by e^``floor_nats``
-    where it fails.
+    ``words`` is the least and greatest number of words; ``automaton`` is an import path ``module:function``
+    called as ``function(lm, alphabet)`` that returns a deterministic finite automaton over the alphabet's
+    token ids (see ``posteriori.problems.automata``). These mask q, so that every prefix can still be
+    completed, unless ``masked`` is false. ``predicate``, an import path called as ``function(text, fields)``,
+    cannot be masked. What is not masked multiplies R by e^``floor_nats`` where it fails.
     """
 
     regex: str | None = None
     contains: tuple[str, ...] = ()
     words: tuple[int, int] | None = None
+    automaton: str | None = None
     predicate: str | None = None
     masked: bool = True
     floor_nats: float = Field(default=-10.0, lt=0)
@@ -60,9 +62,11 @@ class ConstraintConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ConstraintConfig:
-        given = (self.regex is not None) + bool(self.contains) + (self.words is not None)
+        given = sum(map(self.changes, ("regex", "contains", "words", "automaton")))
         if given > 1 or (given == 0 and self.predicate is None):
-            raise ValueError("give one of `regex`, `contains` and `words`, a `predicate`, or both")
+            raise ValueError(
+                "give one of `regex`, `contains`, `words` and `automaton`, a `predicate`, or both"
+            )
         if self.words is not None and not 1 <= self.words[0] <= self.words[1]:
             raise ValueError(f"words {list(self.words)} needs 1 <= least <= greatest")
         if self.changes("floor_nats") and not self.has_floor:

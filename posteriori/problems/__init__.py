@@ -33,7 +33,7 @@ from posteriori.problems.tool import bound_tool
 from posteriori.rewards import ProductReward
 from posteriori.seams import Prompt, Reward
 
-__all__ = ["Problem", "build_problem", "build_problems", "needed_fields"]
+__all__ = ["Problem", "RewardModels", "build_problem", "build_problems", "needed_fields"]
 
 _TERMS: dict[str, Callable[[ProblemConfig], tuple[RewardTerm, ...]]] = {
     "tempered": tempered.terms,
@@ -48,46 +48,57 @@ _TERMS: dict[str, Callable[[ProblemConfig], tuple[RewardTerm, ...]]] = {
 }
 
 
+class RewardModels:
+    """Reward models by name, each loaded once, where the policy's base model is and as precise as it."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._loaded: dict[str, LanguageModel] = {}
+
+    def __call__(self, name: str | None) -> LanguageModel:
+        """The model of that name; None names the base model.
+
+        Raises:
+            UserError: nothing loadable is there.
+        """
+        model = self._lm.model
+        if name is None or name == self._lm.name:
+            return self._lm
+        if name not in self._loaded:
+            dtype = str(model.dtype).removeprefix("torch.")
+            self._loaded[name] = LanguageModel.load(name, dtype, str(model.device))
+        return self._loaded[name]
+
+
 def build_problems(config: RunConfig, lm: LanguageModel) -> list[Problem]:
     """Every problem of a run, checked against the policy's base model.
 
     Raises:
         UserError: see ``build_problem``.
     """
-    reward_models: dict[str, LanguageModel] = {}
-
-    def load(name: str | None) -> LanguageModel:
-        if name is None or name == lm.name:
-            return lm
-        if name not in reward_models:
-            reward_models[name] = LanguageModel.load(
-                name, dtype=config.dtype, device=str(lm.model.device)
-            )
-        return reward_models[name]
-
-    return [build_problem(problem, lm, load) for problem in config.problems]
+    models = RewardModels(lm)
+    return [build_problem(problem, lm, models) for problem in config.problems]
 
 
 def build_problem(
-    config: ProblemConfig,
-    lm: LanguageModel,
-    load: Callable[[str | None], LanguageModel] | None = None,
+    config: ProblemConfig, lm: LanguageModel, models: RewardModels | None = None
 ) -> Problem:
     """One problem, checked against the policy's base model.
 
     Args:
         config: its section of the run file.
         lm: the policy's base model.
-        load: reward model by name; None names the base model.
+        models: reward models that other problems may have loaded already.
 
     Raises:
-        UserError: prompts, templates, alphabet, constraint or lengths do not fit; says which and the fix.
+        UserError: prompts, templates, alphabet, constraint, lengths or reward model do not fit; says which and the fix.
     """
+    models = models or RewardModels(lm)
     test_prompts = read_prompts(config, config.test_prompts, "test-")
     if config.factory is not None:
         problem = _from_factory(config, lm)
     else:
-        problem = _declared(config, lm, load, read_prompts(config, config.prompts), test_prompts)
+        problem = _declared(config, lm, models, read_prompts(config, config.prompts), test_prompts)
     if test_prompts:
         problem = replace(problem, test_prompts=test_prompts)
         refuse_trained(config, problem)
@@ -115,7 +126,7 @@ def needed_fields(config: ProblemConfig, known: Iterable[str]) -> tuple[set[str]
 def _declared(
     config: ProblemConfig,
     lm: LanguageModel,
-    load: Callable[[str | None], LanguageModel] | None,
+    reward_models: RewardModels,
     prompts: Sequence[Prompt],
     test_prompts: Sequence[Prompt],
 ) -> Problem:
@@ -143,7 +154,7 @@ def _declared(
                 raise UserError(
                     f"{where}: {{z}} is in both context and target.", "Use {z} once in a term."
                 )
-    models = [load(term.model) if load else lm for term in terms]
+    models = [reward_models(term.model) for term in terms]
     for model in models:
         if model is not lm and model.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
             raise UserError(
@@ -299,6 +310,9 @@ def _moves(config: ProblemConfig, lm: LanguageModel, *, masked: bool) -> LegalMo
     elif constraint.contains:
         required = [lm.one_token(text, "Required token") for text in constraint.contains]
         automaton = automata.containing(required, alphabet)
+    elif constraint.automaton is not None:
+        where = f"Problem {config.name!r}"
+        automaton = automata.from_function(constraint.automaton, lm, alphabet, where)
     else:  # a predicate alone
         return LegalMoves.free(alphabet, stop, config.min_tokens, config.max_tokens, tool)
     next_state, accepting = automaton

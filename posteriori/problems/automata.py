@@ -1,4 +1,9 @@
-"""Hard constraints as automata over the alphabet's tokens."""
+"""Hard constraints as automata over the alphabet's tokens.
+
+A function of the user's (``constraint.automaton``) gets the base LM and the alphabet's token ids and returns
+``(next_state, accepting)``: for each state and column of the alphabet the state behind that token, ``DEAD`` where it is
+not accepted, and whether Z may end in the state. Z starts in state 0.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,9 @@ from interegular.fsm import State, anything_else
 from numpy.typing import NDArray
 
 from posteriori.errors import UserError
+from posteriori.lm import LanguageModel
 from posteriori.moves import DEAD
+from posteriori.problems.imports import imported
 
 MAX_REQUIRED_TOKENS = 12
 """`contains` needs 2^k states for k tokens."""
@@ -49,6 +56,44 @@ def from_regex(pattern: str, texts: Sequence[str]) -> Automaton:
     for state in machine.finals:
         accepting[numbers[state]] = True
     return next_state, accepting
+
+
+def from_function(path: str, lm: LanguageModel, alphabet: Sequence[int], where: str) -> Automaton:
+    """The automaton that a function of the user's returns for an alphabet.
+
+    Args:
+        path: ``module:function``, called as ``function(lm, alphabet)``.
+        lm: the base LM.
+        alphabet: token ids, one a column.
+        where: what it belongs to, such as "Problem 'p'".
+
+    Raises:
+        UserError: the path leads nowhere, the function raises, or what it returns is no automaton over the alphabet.
+    """
+    function = imported(path, "automaton", where)
+    what = f"{where}: automaton {path!r}"
+    fix = "Return (next_state [S, V], accepting [S]): whole numbers below S or DEAD, and booleans."
+    try:
+        next_state, accepting = function(lm, list(alphabet))
+        states, ends = np.asarray(next_state), np.asarray(accepting)
+    except Exception as cause:  # whatever the user's code raises, told with its cause
+        raise UserError(f"{what} failed: {type(cause).__name__}: {cause}.", fix) from cause
+    if ends.ndim != 1 or states.shape != (len(ends), len(alphabet)):
+        raise UserError(
+            f"{what} has transitions of shape {states.shape} and {ends.shape} accepting states; the alphabet "
+            f"has {len(alphabet)} tokens.",
+            fix,
+        )
+    if not np.issubdtype(states.dtype, np.integer) or ends.dtype != np.bool_:
+        raise UserError(f"{what} has {states.dtype} transitions and {ends.dtype} accepting.", fix)
+    outside = (states != DEAD) & ((states < 0) | (states >= len(ends)))
+    if outside.any():
+        state, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"{what}: state {state} leads to {states[state, column]} at column {column}, of {len(ends)} states.",
+            fix,
+        )
+    return states.astype(np.int64), ends
 
 
 def words_pattern(least: int, greatest: int) -> str:

@@ -74,6 +74,13 @@ def declared(**changes: Any) -> dict[str, Any]:
             "not_allowed",
             "problem.constraint.predicate",
         ),
+        (
+            SAMPLES,
+            declared(kind="constrained", constraint={"automaton": "os:system"}),
+            403,
+            "not_allowed",
+            "problem.constraint.automaton",
+        ),
         (SAMPLES, declared(tool={"use": "os:system"}), 403, "not_allowed", "problem.tool.use"),
         (SAMPLES, declared(gold={"file": "/etc/passwd"}), 403, "not_allowed", "problem.gold.file"),
         (SAMPLES, declared(max_tokens=10**9), 422, "too_complex", "problem.max_tokens"),

@@ -22,12 +22,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def build(lm: LanguageModel, other: LanguageModel | None = None, **settings: Any) -> Problem:
-    """A problem on the tiny model; the model name ``other`` stands for a second one."""
-    models = {None: lm, "other": other}
-    return build_problem(
-        ProblemConfig.model_validate({**DEFAULTS, **settings}), lm, lambda name: models[name]
-    )
+def build(lm: LanguageModel, **settings: Any) -> Problem:
+    """A problem on the tiny model."""
+    return build_problem(ProblemConfig.model_validate({**DEFAULTS, **settings}), lm)
 
 
 def exact(problem: Problem, prompt: int = 0) -> ExactPosterior:

@@ -47,6 +47,18 @@ def marked(problem: Problem, found: ExactPosterior, name: str) -> np.ndarray:
     return draw_marks(problem.reward, problem.prompts[0], strings)[name]
 
 
+def test_a_reward_model_scores_and_the_base_samples(
+    tiny_lm: LanguageModel, amateur: LanguageModel
+) -> None:
+    terms = [{"target": "{z}{stop}", "model": amateur.name}]
+    problem = build(tiny_lm, kind="product", terms=terms)
+    stop = problem.moves(problem.prompts[0]).stop
+    theirs = Naive(amateur)
+    here = amateur.context(problem.prompts[0].fields["x"])
+    agree(problem, lambda z, text: theirs(here, [*z, stop]))
+    assert problem.lm is tiny_lm
+
+
 def test_contrastive_with_an_anti_prompt(tiny_lm: LanguageModel, naive: Naive) -> None:
     problem = build(
         tiny_lm,
@@ -76,7 +88,9 @@ def test_contrastive_with_an_amateur(
     tiny_lm: LanguageModel, amateur: LanguageModel, naive: Naive
 ) -> None:
     problem = build(
-        tiny_lm, amateur, kind="contrastive", contrast={"model": "other", "token_floor_nats": -50.0}
+        tiny_lm,
+        kind="contrastive",
+        contrast={"model": amateur.name, "token_floor_nats": -50.0},
     )
     weak, stop = Naive(amateur), problem.moves(problem.prompts[0]).stop
     x = tiny_lm.context(" the big")

@@ -41,7 +41,7 @@ def run_file(learner: dict[str, Any] | None = None, **settings: Any) -> dict[str
         ({"kind": "constrained", "constraint": {}}, "a `predicate`, or both"),
         (
             {"kind": "constrained", "constraint": {"regex": "a", "words": [1, 2]}},
-            "one of `regex`, `contains` and `words`",
+            "one of `regex`, `contains`, `words` and `automaton`",
         ),
         ({"kind": "constrained", "constraint": {"words": [3, 2]}}, r"words \[3, 2\]"),
         ({"kind": "constrained", "constraint": {"regex": "a", "floor_nats": -3}}, "`floor_nats`"),

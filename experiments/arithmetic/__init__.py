@@ -27,6 +27,7 @@ def claims(summary: Summary) -> Sequence[Claim]:
     found = []
     for better, worse in (
         (GFN, SFT),
+        (GFN, PPO),
         (SFT, PPO),
         (GFN, UNSEEDED),
         (SFT, PPO_MISLED),

@@ -19,7 +19,7 @@ def draw(results: Results, file: Path) -> None:
         for method, row in results.summary().items()
         if f"right{OPERANDS[0]}" in row
     }
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(cells)
     for place, (method, row) in enumerate(cells.items()):
@@ -33,5 +33,5 @@ def draw(results: Results, file: Path) -> None:
     panel.set_xticks(range(len(OPERANDS)), [f"{k} operands" for k in OPERANDS])
     panel.set_ylabel("right answers, one draw")
     panel.set_ylim(0, 1)
-    panel.legend(fontsize=8, ncols=3)
+    figure.legend(loc="outside upper center", fontsize=8, ncols=3)
     figure.savefig(file, dpi=110)

@@ -152,7 +152,8 @@ def _lengths(known: Known, tokens: Sequence[Sequence[int]]) -> Metrics:
     """Error of the length marginal, all that samples without a log q show, and that of exact draws."""
     size = len(known.lengths)
     counts = np.bincount([len(z) for z in tokens], minlength=size)[:size]
-    noise = np.sqrt(2 * known.lengths * (1 - known.lengths) / (np.pi * len(tokens)))
+    p = known.lengths.clip(0.0, 1.0)  # sums of an oracle's probabilities: 1 but for rounding
+    noise = np.sqrt(2 * p * (1 - p) / (np.pi * len(tokens)))
     return {
         "length_error": metrics.marginal_error(counts / counts.sum(), known.lengths),
         "length_error of exact draws": float(0.5 * noise.sum()),

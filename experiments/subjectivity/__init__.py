@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.harness import Claim, Column, Experiment, Row, Summary, Trial
@@ -16,6 +17,7 @@ from experiments.subjectivity.methods import (
     supervised,
     zero_shot,
 )
+from experiments.subjectivity.plot import draw
 from posteriori.lm import LanguageModel
 
 SUBJ = Path("../shared/data/subj")
@@ -117,4 +119,5 @@ EXPERIMENT = Experiment(
     ],
     run=run,
     claims=claims,
+    plot=partial(draw, data_sets=TITLES, sizes=SIZES),
 )

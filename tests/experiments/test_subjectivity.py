@@ -94,3 +94,4 @@ def test_quick_form(tmp_path: Path) -> None:
     assert all(0 <= metrics["own_10"] <= 1 for metrics in methods.values())
     assert methods["GFN"]["own_loss_10"] > 0
     assert (tmp_path / "o" / "subjectivity.json").exists()
+    assert (tmp_path / "o" / "subjectivity.png").stat().st_size > 10_000

@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "adapter_publish",
     "real_actors",
     "scaling",
+    "serving",
     "start_up",
     "time_to_fidelity",
 )

@@ -209,12 +209,17 @@ def main() -> None:
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--quick", action="store_true", help="one client for a second; says nothing, is not kept"
+    )
     arguments = parser.parse_args()
+    clients, seconds = ([1], 1.0) if arguments.quick else (arguments.clients, arguments.seconds)
     torch.set_num_threads(1)
-    rows = measure(arguments.model, arguments.engine, arguments.clients, arguments.seconds)
+    rows = measure(arguments.model, arguments.engine, clients, seconds)
     how = {"engine": arguments.engine, "model": arguments.model, "samples a request": SAMPLES}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**how, "clients": rows}, indent=1) + "\n")
+    if not arguments.quick:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps({**how, "clients": rows}, indent=1) + "\n")
     print(table(rows))
 
 

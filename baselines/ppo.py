@@ -44,6 +44,7 @@ from baselines.trained import (
     Evaluate,
     Optimiser,
     Trained,
+    check_positive,
     microbatches,
     prompts_of,
     rollouts,
@@ -91,6 +92,8 @@ class PPOSettings(AdapterSettings):
     kl_horizon_trajectories: int = 10_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("epochs", self.epochs)
         if self.samples_per_prompt < 2:
             raise UserError(
                 f"samples_per_prompt is {self.samples_per_prompt}.",

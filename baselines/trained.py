@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from baselines.draws import Budget
 from posteriori.decoding import sample
+from posteriori.errors import UserError
 from posteriori.groups import Group, prepare
 from posteriori.lm import LanguageModel
 from posteriori.policy import Policy
@@ -53,6 +54,19 @@ class AdapterSettings:
     lora_targets: tuple[str, ...] | str = "all-linear"
     tokens_per_microbatch: int = 4096
     evaluate_every_steps: int = 50
+
+    def __post_init__(self) -> None:
+        check_positive("learning_rate", self.learning_rate)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a setting that is not above 0.
+
+    Raises:
+        UserError: names it and its value.
+    """
+    if not value > 0:
+        raise UserError(f"{name} is {value:g}.", "Give more than 0.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from baselines import importance
 from baselines.draws import Budget
 from baselines.ppo import PPOSettings, train_ppo
 from baselines.sft import SFTSettings, train_sft
-from baselines.trained import Trained, given, prompts_of
+from baselines.trained import Trained, check_positive, given, prompts_of
 from posteriori.config import RunConfig
 from posteriori.errors import UserError
 from posteriori.problems import Problem
@@ -80,7 +80,7 @@ def sft_on(
     learning_rate: float | None,
 ) -> Trained:
     """SFT in batches of the learner's size, for at most as many steps as the learner takes."""
-    _check_positive("passes", passes)
+    check_positive("passes", passes)
     learner = config.learner
     batch = learner.prompts_per_step * learner.trajectories_per_prompt
     steps = max(1, min(learner.steps, passes * len(pairs) // batch))
@@ -140,7 +140,6 @@ def policy_gradient(
 ) -> Trained:
     """PPO, RLOO or GRPO in rounds of the learner's step; see ``PPOSettings``."""
     learner = config.learner
-    _check_positive("epochs", epochs)
     settings = PPOSettings(
         estimator=estimator,
         target=target,
@@ -156,23 +155,15 @@ def policy_gradient(
 def _count(config: RunConfig, reward_evaluations: int | None) -> int:
     if reward_evaluations is None:
         return evaluations_of(config)
-    _check_positive("reward_evaluations", reward_evaluations)
+    check_positive("reward_evaluations", reward_evaluations)
     return reward_evaluations
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{name} is {value:g}.", "Give more than 0.")
 
 
 def _shared(config: RunConfig, learning_rate: float | None) -> dict[str, Any]:
     """Settings of the adapter and its optimiser that the learner has, too; the rate unless given."""
     learner = config.learner
-    if learning_rate is None:
-        learning_rate = learner.learning_rate
-    _check_positive("learning_rate", learning_rate)
     return {
-        "learning_rate": learning_rate,
+        "learning_rate": learner.learning_rate if learning_rate is None else learning_rate,
         "lora_rank": learner.lora_rank,
         "lora_alpha": learner.lora_alpha,
         "lora_targets": learner.lora_targets,

@@ -9,7 +9,7 @@ import torch
 from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
-from posteriori.problems import Problem, build_problems
+from posteriori.problems import Problem, build_problem
 from posteriori.seams import Prompt
 
 
@@ -37,8 +37,7 @@ def choose_problem(
     if without is not None:
         section = section.model_copy(update={without: None})
     lm = LanguageModel.load(config.model, dtype=config.dtype)
-    (problem,) = build_problems(config.model_copy(update={"problems": (section,)}), lm)
-    return problem, section
+    return build_problem(section, lm), section
 
 
 def refuse_existing(out: Path) -> None:

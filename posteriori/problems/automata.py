@@ -78,7 +78,7 @@ def from_function(path: str, lm: LanguageModel, alphabet: Sequence[int], where: 
         states, ends = np.asarray(next_state), np.asarray(accepting)
     except Exception as cause:  # whatever the user's code raises, told with its cause
         raise UserError(f"{what} failed: {type(cause).__name__}: {cause}.", fix) from cause
-    if ends.ndim != 1 or states.shape != (len(ends), len(alphabet)):
+    if ends.ndim != 1 or not len(ends) or states.shape != (len(ends), len(alphabet)):
         raise UserError(
             f"{what} has transitions of shape {states.shape} and {ends.shape} accepting states; the alphabet "
             f"has {len(alphabet)} tokens.",

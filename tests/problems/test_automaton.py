@@ -53,11 +53,16 @@ def never(lm: LanguageModel, alphabet: Sequence[int]) -> Any:
     return np.zeros((1, len(alphabet)), dtype=np.int64), np.zeros(1, dtype=np.bool_)
 
 
+def stateless(lm: LanguageModel, alphabet: Sequence[int]) -> Any:
+    return np.zeros((0, len(alphabet)), dtype=np.int64), np.ones(0, dtype=np.bool_)
+
+
 @pytest.mark.parametrize(
     "function, message",
     [
         (broken, "failed: KeyError: 'cat'"),
         (too_narrow, r"transitions of shape \(1, 2\)"),
+        (stateless, r"transitions of shape \(0, 4\)"),
         (nowhere, "state 0 leads to 2 at column 0, of 2 states"),
         (fractions, "float64 transitions"),
         (never, "log Z = -inf"),

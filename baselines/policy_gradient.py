@@ -84,6 +84,21 @@ def leave_one_out(returns: Tensor) -> Tensor:
     return (returns.sum() - returns) / (len(returns) - 1)
 
 
+def leave_one_out_to_go(to_go: Tensor, last: Tensor) -> Tensor:
+    """Mean return from each decision on of the other K − 1 trajectories of the X, [K, M].
+
+    One that has ended counts with that of its last decision. So much of a return of 32 tokens is −log q of those
+    before and behind that a baseline for the whole of it says nothing about a part.
+
+    Args:
+        to_go: of ``returns_to_go``, [K, M].
+        last: index of the decision for ⊤, int64 [K].
+    """
+    places = torch.arange(to_go.shape[1], device=to_go.device)
+    held = to_go.gather(1, torch.minimum(places, last[:, None]))
+    return (held.sum(dim=0) - held) / (len(held) - 1)
+
+
 def standardised(returns: Tensor) -> Tensor:
     """(G − mean) / standard deviation over the group (GRPO, Shao et al. 2024), [K]."""
     return (returns - returns.mean()) / returns.std().clamp_min(STANDARD_DEVIATION_FLOOR)

@@ -13,7 +13,8 @@ GRPO divides returns by their spread in each group, so its effective β differs 
 
 Short and plain on purpose: a library's PPO knows neither legal moves nor a reward for a whole
 sequence of a masked alphabet without more code around it than stands here. Left out: a learned value
-function (the baseline is the mean of the other trajectories of the same X) and bootstrapping.
+function (the baseline of a decision is the mean return from there on of the other trajectories of the same X)
+and bootstrapping.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from baselines.policy_gradient import (
     clipped_fraction,
     clipped_surrogate,
     leave_one_out,
+    leave_one_out_to_go,
     reinforce,
     returns_to_go,
     shaped_rewards,
@@ -238,7 +240,8 @@ def _score(
         rewards = shaped_rewards(log_reward, old.log_q, reference, last, weight)
         returns = rewards.sum(dim=1)
         if settings.estimator == "ppo":
-            advantages = returns_to_go(rewards) - leave_one_out(returns)[:, None]
+            to_go = returns_to_go(rewards)
+            advantages = to_go - leave_one_out_to_go(to_go, last)
         elif settings.estimator == "grpo":
             advantages = standardised(returns)[:, None].expand_as(old.log_q)
         else:

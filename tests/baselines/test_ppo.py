@@ -13,6 +13,7 @@ import torch
 from baselines.policy_gradient import (
     Decisions,
     leave_one_out,
+    leave_one_out_to_go,
     reinforce,
     returns_to_go,
     shaped_rewards,
@@ -146,22 +147,28 @@ def naive_loss(policy, old, problem, prompt, items, settings, beta):
             for r, (_, old_q, base) in zip(log_r, scored, strict=True)
         ]
     k = len(items)
+
+    def from_move(i: int, t: int) -> float:
+        """Return of trajectory i from its move t on, or from its last."""
+        _, old_q, base = scored[i]
+        t = min(t, len(old_q) - 1)
+        reference = base[1][t:] if settings.target == "reward" else torch.zeros(len(old_q) - t)
+        weight = beta if settings.target == "reward" else 1.0
+        return log_r[i] - weight * float((old_q[t:] - reference).sum())
+
     per_move: list[list[float]] = []
-    for i, (_, old_q, base) in enumerate(scored):
-        others = sum(totals[:i] + totals[i + 1 :]) / (k - 1)
+    for i, (_, old_q, _) in enumerate(scored):
+        others = [j for j in range(k) if j != i]
+        mean = sum(totals[j] for j in others) / (k - 1)
         n = len(old_q)
         if settings.estimator == "ppo":
-            row = []
-            for t in range(n):
-                reference = base[1][t:] if settings.target == "reward" else torch.zeros(n - t)
-                weight = beta if settings.target == "reward" else 1.0
-                row.append(log_r[i] - weight * float((old_q[t:] - reference).sum()) - others)
+            row = [from_move(i, t) - np.mean([from_move(j, t) for j in others]) for t in range(n)]
             per_move.append(row)
         elif settings.estimator == "grpo":
             spread = np.std(totals, ddof=1)
             per_move.append([(totals[i] - np.mean(totals)) / spread] * n)
         else:
-            per_move.append([totals[i] - others] * n)
+            per_move.append([totals[i] - mean] * n)
     if settings.estimator == "ppo":
         flat = [a for row in per_move for a in row]
         per_move = [[(a - np.mean(flat)) / np.std(flat, ddof=1) for a in row] for row in per_move]
@@ -223,6 +230,9 @@ def test_returns_advantages_by_hand() -> None:
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
     assert returns_to_go(rewards).tolist() == [[7.0, 6.0, 4.0]]
     assert leave_one_out(torch.tensor([1.0, 2.0, 6.0])).tolist() == [4.0, 3.5, 1.5]
+    to_go = torch.tensor([[7.0, 6.0, 4.0], [5.0, 2.0, 0.0], [1.0, 3.0, 9.0]])
+    others = leave_one_out_to_go(to_go, torch.tensor([2, 1, 2]))
+    assert others.tolist() == [[3.0, 2.5, 5.5], [4.0, 4.5, 6.5], [6.0, 4.0, 3.0]]
     assert standardised(torch.tensor([1.0, 3.0, 5.0])).tolist() == [-1.0, 0.0, 1.0]
     assert standardised(torch.full((4,), 7.3)).tolist() == [0.0] * 4
 

@@ -1,10 +1,15 @@
-"""Read on: pocket, pre-trained further on the text of film sentences without their labels.
+"""Read on: pocket, with a larger vocabulary, pre-trained further on film sentences without their labels.
 
     python -m experiments.subjectivity.adapt --out runs/subjectivity-lm
 
-Rows of packed documents, as in pre-training: three quarters of the tokens are unlabelled SUBJ sentences
-of the training part, the rest pocket's own labelled reviews, so that what a label is stays known. The
-held-out sentences are not read. The recipe is frozen below; the same seed gives the same weights.
+Pocket spells most words of real sentences, and a label is a fact about words: so a new tokenizer is
+fitted to the text first, and a token that pocket lacks begins as the mean of the pieces it had for it.
+
+Rows of packed documents, as in pre-training. Most of the tokens are unlabelled SUBJ sentences of the
+training part, more than half of them inside the question that asks for their label, without an answer.
+The rest are pocket's own labelled reviews, so that what a label is stays known; in half of them every
+second word is replaced, or joined, by a word of the sentences, so that it is known among other words,
+too. The held-out sentences are not read. The recipe is frozen below; the same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -21,36 +26,84 @@ from typing import Final
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from experiments.subjectivity.data import subj_split
+from experiments.subjectivity.methods import QUESTION
 from posteriori.device import resolve_device
 from posteriori.lm import POCKET, LanguageModel
 from posteriori.pocket.pretrain import next_token_loss
 from posteriori.pocket.reviews import labelled_review
 
-STEPS: Final = 300
+VOCABULARY: Final = 4096
+"""Tokens, about 36 a sentence where pocket's thousand need 75."""
+VOCABULARY_REVIEWS: Final = 4000
+"""Labelled reviews that the tokenizer is fitted to besides, so that no word of a rationale is split."""
+STEPS: Final = 1600
 BATCH_ROWS: Final = 12
 ROW_TOKENS: Final = 256
 LEARNING_RATE: Final = 1e-3
 WARMUP_STEPS: Final = 30
 SEED: Final = 3
-UNLABELLED_SHARE: Final = 0.75
-"""Of the documents' tokens."""
-DOCUMENT_TOKENS: Final = 75
-"""Typical length of a SUBJ sentence; a labelled review has about half of it."""
+UNLABELLED_SHARE: Final = 0.55
+"""Of the documents; two thirds of the tokens."""
+ASKED_SHARE: Final = 0.6
+"""Of the unlabelled sentences: they stand inside the question."""
+GARBLED_SHARE: Final = 0.5
+"""Of the labelled reviews, and then of the words of one."""
 REPORT_STEPS: Final = 20
+
+
+def fitted_tokenizer(old: PreTrainedTokenizerBase, sentences: list[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer of the same kind for the sentences and for labelled reviews."""
+    rng = random.Random(SEED)
+    texts = [*sentences, *(labelled_review(rng) for _ in range(VOCABULARY_REVIEWS))]
+    return old.train_new_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
+
+
+def with_tokenizer(lm: LanguageModel, new: PreTrainedTokenizerBase) -> LanguageModel:
+    """The LM, its embeddings resized in place: those of tokens it has stay, others are means of its pieces."""
+    model, old = lm.model, lm.tokenizer
+    known = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    rows = model.get_input_embeddings().weight.detach()
+    ids = old.get_vocab()
+    for token, row in new.get_vocab().items():
+        pieces = (
+            [ids[token]]
+            if token in ids
+            else old.encode(new.convert_tokens_to_string([token]), add_special_tokens=False)
+        )
+        rows[row] = known[pieces].mean(dim=0)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (model.config, model.generation_config):
+            setattr(config, name, getattr(new, name))
+    return LanguageModel(model, new, lm.name)
+
+
+def garbled_review(rng: random.Random, words: list[str]) -> str:
+    """A labelled review among other words: of its own every second is replaced by one of them, or joined."""
+    question, text, answer = labelled_review(rng).split('"')
+    mixed = []
+    for word in text.rstrip(".").replace(",", " ,").split():
+        draw = rng.random()
+        if draw < GARBLED_SHARE:
+            mixed.append(rng.choice(words))
+        if draw >= GARBLED_SHARE / 2:
+            mixed.append(word)
+    return f'{question}"{" ".join(mixed)} ."{answer}'
 
 
 def documents(sentences: list[str], seed: int) -> Iterator[str]:
     """Endless: sentences in a new order at every pass, labelled reviews in between."""
     rng = random.Random(seed)
-    labelled_chance = 2 * (1 - UNLABELLED_SHARE) / (1 + (1 - UNLABELLED_SHARE))
+    words = [word for sentence in sentences for word in sentence.split() if word.isalpha()]
     while True:
-        rng.shuffle(sentences)
-        for sentence in sentences:
-            while rng.random() < labelled_chance:
-                yield labelled_review(rng)
-            yield sentence
+        for sentence in rng.sample(sentences, len(sentences)):
+            while rng.random() >= UNLABELLED_SHARE:
+                garble = rng.random() < GARBLED_SHARE
+                yield garbled_review(rng, words) if garble else labelled_review(rng)
+            yield QUESTION.format(text=sentence) if rng.random() < ASKED_SHARE else sentence
 
 
 def packed(lm: LanguageModel, texts: Iterator[str], rows: int) -> torch.Tensor:
@@ -66,14 +119,13 @@ def packed(lm: LanguageModel, texts: Iterator[str], rows: int) -> torch.Tensor:
 
 
 def held_out_loss(lm: LanguageModel, sentences: list[str]) -> float:
-    """Nats per token of sentences that are not trained on, each by itself."""
-    total, tokens = 0.0, 0
+    """Nats per character, which tokenizers have in common, of sentences that are not trained on, each by itself."""
+    total = 0.0
     for sentence in sentences:
         ids = torch.tensor([lm.context(sentence)], device=lm.model.device)
         with torch.no_grad():
-            loss = float(next_token_loss(lm.model, ids))
-        total, tokens = total + loss * (ids.shape[1] - 1), tokens + ids.shape[1] - 1
-    return total / tokens
+            total += float(next_token_loss(lm.model, ids)) * (ids.shape[1] - 1)
+    return total / sum(len(sentence) for sentence in sentences)
 
 
 def adapt(
@@ -90,13 +142,15 @@ def adapt(
     """
     lm = LanguageModel.load(str(start), device=device)
     training, test = subj_split(data)
+    sentences = [record.fields["x"] for record in training]
     probe = [record.fields["x"] for record in test[:100]]
     before = held_out_loss(lm, probe)
+    lm = with_tokenizer(lm, fitted_tokenizer(lm.tokenizer, sentences))
     model = lm.model.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01
     )
-    texts = documents([record.fields["x"] for record in training], SEED)
+    texts = documents(sentences, SEED)
     began, recent = time.monotonic(), []
     for step in range(1, steps + 1):
         rate = min(step / WARMUP_STEPS, 0.5 * (1 + cos(pi * step / steps)) + 0.05)
@@ -119,8 +173,8 @@ def adapt(
         "steps": steps,
         "tokens": steps * BATCH_ROWS * ROW_TOKENS,
         "seconds": round(time.monotonic() - began, 1),
-        "held_out_loss_before_nats": round(before, 4),
-        "held_out_loss_nats": round(held_out_loss(lm, probe), 4),
+        "held_out_nats_per_character_before": round(before, 4),
+        "held_out_nats_per_character": round(held_out_loss(lm, probe), 4),
     }
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(out))

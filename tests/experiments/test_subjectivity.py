@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from experiments import harness
 from experiments.harness import Cell
-from experiments.subjectivity import EXPERIMENT, claims
+from experiments.subjectivity import EXPERIMENT, adapt, claims
 from experiments.subjectivity.data import SIZES, own_reviews, own_sets, subj_sets, subj_split
-from experiments.subjectivity.methods import ANSWERS, direct, label_by_chains, problem_config
+from experiments.subjectivity.methods import ANSWERS, WORDS, direct, label_by_chains, problem_config
 from posteriori.config import ProblemConfig
 from posteriori.data import leaks
-from posteriori.lm import LanguageModel
+from posteriori.lm import POCKET, LanguageModel
 from posteriori.predictive import predict
 from posteriori.problems import build_problem
 
@@ -83,6 +86,62 @@ def test_claims_compare_what_there_is() -> None:
     found = claims({"SFT": cells(0.6, 0.9), "GFN": cells(0.7, 0.8), "GFN + EM": cells(0.7, 0.8)})
     assert [claim.holds for claim in found] == [True, False, False]
     assert all("generated reviews" in claim.text for claim in found)
+
+
+TEXT = [
+    f"the {who} ponders a melodramatic {what} ."
+    for who, what in itertools.product(("auteur", "heroine"), ("reunion", "finale"))
+]
+
+
+def test_a_new_vocabulary_keeps_old_tokens_and_averages_the_pieces_of_new_ones() -> None:
+    old = LanguageModel.load("pocket")
+    embeddings = old.model.get_input_embeddings().weight.clone()
+    long, pieces = len(old.encode(TEXT[0])), old.encode(" melodramatic")
+    tokenizer = adapt.fitted_tokenizer(old.tokenizer, TEXT * 50)
+    ids = old.tokenizer.get_vocab()
+
+    new = adapt.with_tokenizer(old, tokenizer)
+    rows = new.model.get_input_embeddings().weight
+    assert rows.shape[0] == len(tokenizer) == new.model.config.vocab_size
+    assert new.model.get_output_embeddings().weight is rows
+    common = [(ids[token], row) for token, row in tokenizer.get_vocab().items() if token in ids]
+    assert len(common) > 256  # the bytes and then some
+    torch.testing.assert_close(
+        rows[[row for _, row in common]], embeddings[[old for old, _ in common]]
+    )
+    (word,) = new.encode(" melodramatic")
+    assert len(pieces) > 1
+    torch.testing.assert_close(rows[word], embeddings[pieces].mean(dim=0))
+    assert len(new.encode(TEXT[0])) < long / 2 and tokenizer.decode(new.encode(TEXT[0])) == TEXT[0]
+    assert all(len(new.encode(word)) == 1 for word in WORDS)
+    config = new.model.config
+    assert config.bos_token_id == new.tokenizer.bos_token_id
+    assert config.eos_token_id == new.tokenizer.eos_token_id
+
+
+def test_documents_ask_without_an_answer_and_garble_only_the_review() -> None:
+    drawn = list(itertools.islice(adapt.documents(list(TEXT), seed=0), 2000))
+    asked = {QUESTION.format(item) for item in TEXT}
+    unlabelled = [text for text in drawn if text in asked or text in TEXT]
+    assert abs(len(unlabelled) / len(drawn) - adapt.UNLABELLED_SHARE) < 0.05
+    share = sum(text in asked for text in unlabelled) / len(unlabelled)
+    assert abs(share - adapt.ASKED_SHARE) < 0.05
+    labelled = [text for text in drawn if text not in asked and text not in TEXT]
+    assert all(text.endswith(("so it is objective.", "so it is subjective.")) for text in labelled)
+    garbled = adapt.garbled_review(random.Random(1), ["melodramatic"])
+    question, review, answer = garbled.split('"')
+    assert f'{question}"{{}}"' == QUESTION and answer.startswith(" This review is ")
+    assert "melodramatic" in review and set(review.split()) - {"melodramatic", "."}
+
+
+@pytest.mark.skipif(not SUBJ.exists(), reason="the paper's SUBJ files are not on this machine")
+def test_adapting_writes_a_model_that_reads_held_out_sentences_better(tmp_path: Path) -> None:
+    report = adapt.adapt(SUBJ, tmp_path / "lm", POCKET, steps=6)
+    assert report["held_out_nats_per_character"] < report["held_out_nats_per_character_before"]
+    lm = LanguageModel.load(str(tmp_path / "lm"))
+    assert len(lm.tokenizer) == adapt.VOCABULARY
+    assert lm.tokenizer.decode(lm.encode("a moving film")) == "a moving film"
 
 
 @pytest.mark.slow

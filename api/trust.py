@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from api.errors import ApiError, wrong
 from api.settings import ServeSettings
-from posteriori.config import GoldConfig, ProblemConfig, Prompts, RunConfig
+from posteriori.config import GoldConfig, ProblemConfig, RunConfig
 from replay.address import ENVIRONMENT, without_password
+
+Stated = TypeVar("Stated")
+"""What a field may hold besides a file."""
 
 MAX_DECLARED_TOKENS = 4096
 MAX_WORDS = 64
@@ -70,11 +74,9 @@ def checked_problem(
         if name is not None:
             raise _refused(f"{field}.{where}", name)
     changes = {
-        "prompts": _prompts(problem.prompts, settings, f"{field}.prompts"),
-        "test_prompts": _prompts(problem.test_prompts, settings, f"{field}.test_prompts"),
-        "gold": _gold(problem.gold, settings, f"{field}.gold.file"),
-        "lookahead": _lookahead(problem.lookahead, settings, f"{field}.lookahead"),
-    }
+        name: _allowed_if_file(getattr(problem, name), settings, f"{field}.{name}")
+        for name in ("prompts", "test_prompts", "lookahead")
+    } | {"gold": _gold(problem.gold, settings, f"{field}.gold.file")}
     return problem.model_copy(update=changes)
 
 
@@ -103,12 +105,8 @@ def _other(model: str | None, settings: ServeSettings) -> str | None:
     return None if model in (None, "pocket", settings.model) else model
 
 
-def _prompts(source: Prompts | None, settings: ServeSettings, field: str) -> Prompts | None:
-    return _allowed(source, settings, field) if isinstance(source, Path) else source
-
-
-def _lookahead(file: Path | None, settings: ServeSettings, field: str) -> Path | None:
-    return None if file is None else _allowed(file, settings, field)
+def _allowed_if_file(value: Stated, settings: ServeSettings, field: str) -> Stated | Path:
+    return _allowed(value, settings, field) if isinstance(value, Path) else value
 
 
 def _gold(gold: GoldConfig | None, settings: ServeSettings, field: str) -> GoldConfig | None:

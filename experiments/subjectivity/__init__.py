@@ -28,7 +28,9 @@ SUBJ_MODEL = Path("runs/subjectivity-lm")
 FULL = Effort(sft_steps=25, learner_steps=40, em_steps=40, m_steps=10)
 QUICK = Effort(sft_steps=2, learner_steps=4, em_steps=4, m_steps=1)
 TEST_ITEMS = 100
-"""A seed; each seed draws its own."""
+"""Generated reviews, a seed; each seed draws its own."""
+SUBJ_TEST_ITEMS = 300
+"""Sentences of SUBJ, a seed: a standard error of three points."""
 QUICK_TEST_ITEMS = 4
 
 Rows = dict[str, dict[str, float]]
@@ -67,7 +69,7 @@ def _data_sets(trial: Trial) -> list[tuple[str, str, Callable[[], Sets]]]:
         )
         trial.console.print(f"SUBJ is left out: {reason}.", highlight=False)
         return [own]
-    return [own, ("subj", str(SUBJ_MODEL), lambda: subj_sets(SUBJ, seed, test))]
+    return [own, ("subj", str(SUBJ_MODEL), lambda: subj_sets(SUBJ, seed, SUBJ_TEST_ITEMS))]
 
 
 def _methods(

@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from posteriori import metrics
-from posteriori.commands.choice import choose_problem, choose_prompt, refuse_existing
-from posteriori.config import ProblemConfig, RunConfig
+from posteriori.commands.choice import (
+    choose_among_all,
+    choose_problem,
+    choose_prompt,
+    refuse_existing,
+)
+from posteriori.config import RunConfig
 from posteriori.errors import UserError
-from posteriori.lm import LanguageModel
 from posteriori.oracle.enumeration import ExactPosterior, enumerate_posterior
-from posteriori.problems import Problem, build_problems
 
 SHOWN = 16
 
@@ -61,9 +64,9 @@ def baseline(
         train = with_options(TRAINERS[name], name, options)
         if out is not None:
             refuse_existing(out)
-        problem, section = choose_problem(config, problem_name)
+        problem, problems = choose_among_all(config, problem_name)
         prompt = choose_prompt(problem, prompt_id)
-        trained = train([problem, *_other_problems(config, section, problem.lm)], config, seed)
+        trained = train(problems, config, seed)
         if out is not None:
             trained.save(out)
         training = asdict(trained.budget) | {
@@ -106,12 +109,6 @@ def baseline(
         )
         found["exact"] = _distance(exact, draws.tokens, draws.log_weights, seed)
     return found
-
-
-def _other_problems(config: RunConfig, section: ProblemConfig, lm: LanguageModel) -> list[Problem]:
-    """All problems of the run but one: a policy is of all of them."""
-    rest = tuple(other for other in config.problems if other.name != section.name)
-    return build_problems(config.model_copy(update={"problems": rest}), lm)
 
 
 def _distance(

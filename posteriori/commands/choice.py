@@ -1,4 +1,4 @@
-"""One problem of a run file and one of its X's, as commands name them."""
+"""A problem of a run file and one of its X's, as commands name them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from posteriori.config import ProblemConfig, RunConfig
 from posteriori.errors import UserError
 from posteriori.lm import LanguageModel
-from posteriori.problems import Problem, build_problem
+from posteriori.problems import Problem, build_problem, build_problems
 from posteriori.seams import Prompt
 
 
@@ -26,18 +26,36 @@ def choose_problem(
     Raises:
         UserError: no such problem, or it cannot be built.
     """
-    torch.set_num_threads(config.sampling.threads)
+    section = _section(config, name)
+    if without is not None:
+        section = section.model_copy(update={without: None})
+    return build_problem(section, _load(config)), section
+
+
+def choose_among_all(config: RunConfig, name: str | None) -> tuple[Problem, list[Problem]]:
+    """One problem of a run file, and all of them, as :func:`choose_problem` builds one.
+
+    Raises:
+        UserError: no such problem, or one cannot be built.
+    """
+    place = config.problems.index(_section(config, name))
+    problems = build_problems(config, _load(config))
+    return problems[place], problems
+
+
+def _section(config: RunConfig, name: str | None) -> ProblemConfig:
     sections = {section.name: section for section in config.problems}
     name = name or next(iter(sections))
     if name not in sections:
         raise UserError(
             f"The run file has no problem {name!r}.", f"Choose among {', '.join(sections)}."
         )
-    section = sections[name]
-    if without is not None:
-        section = section.model_copy(update={without: None})
-    lm = LanguageModel.load(config.model, dtype=config.dtype)
-    return build_problem(section, lm), section
+    return sections[name]
+
+
+def _load(config: RunConfig) -> LanguageModel:
+    torch.set_num_threads(config.sampling.threads)
+    return LanguageModel.load(config.model, dtype=config.dtype)
 
 
 def refuse_existing(out: Path) -> None:

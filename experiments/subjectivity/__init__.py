@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,8 @@ SUBJ_MODEL = Path("runs/subjectivity-lm")
 """Made by ``python -m experiments.subjectivity.adapt --out runs/subjectivity-lm``."""
 
 FULL = Effort(sft_steps=25, learner_steps=40, em_steps=40, m_steps=10)
+SUBJ_FULL = Effort(sft_steps=100, learner_steps=100, em_steps=100, m_steps=10)
+"""Longer: its LM knows nothing of the classes but by their words, and what is learned fast is learned by heart."""
 QUICK = Effort(sft_steps=2, learner_steps=4, em_steps=4, m_steps=1)
 TEST_ITEMS = 100
 """Generated reviews, a seed; each seed draws its own."""
@@ -40,12 +43,14 @@ Rows = dict[str, dict[str, float]]
 def run(trial: Trial) -> Sequence[Row]:
     """Both data sets. Each size of each is kept when it is done: an interrupted seed goes on there."""
     found: Rows = {}
-    for name, model, sets in _data_sets(trial):
+    for data in _data_sets(trial):
+        name = data.name
         for n in SIZES[:1] if trial.quick else SIZES:
             kept = trial.directory.parent / f"seed-{trial.seed}-{name}-{n}.json"
             if not kept.exists():
-                training, test = sets()
-                rows = _methods(trial.load(model), training[:n], test, trial, f"{name}-{n}")
+                training, test = data.sets()
+                few, lm = training[:n], trial.load(data.model)
+                rows = _methods(lm, few, test, data.effort, trial, f"{name}-{n}")
                 kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             for method, metrics in json.loads(kept.read_text(encoding="utf-8")).items():
                 row = found.setdefault(method, {})
@@ -54,29 +59,52 @@ def run(trial: Trial) -> Sequence[Row]:
     return [Row(method, metrics) for method, metrics in found.items()]
 
 
-Sets = tuple[Sequence[Item], Sequence[Item]]
-"""(training items, test items)."""
+@dataclass(frozen=True)
+class _DataSet:
+    """What there is to label.
+
+    Attributes:
+        name: in the rows.
+        model: the base LM.
+        sets: makes (training items, test items).
+        effort: of the trained methods.
+    """
+
+    name: str
+    model: str
+    sets: Callable[[], tuple[Sequence[Item], Sequence[Item]]]
+    effort: Effort
 
 
-def _data_sets(trial: Trial) -> list[tuple[str, str, Callable[[], Sets]]]:
-    """(name, base LM, maker of the items) of what there is."""
-    seed, test = trial.seed, QUICK_TEST_ITEMS if trial.quick else TEST_ITEMS
-    own = ("own", "pocket", lambda: own_sets(seed, test))
+def _data_sets(trial: Trial) -> list[_DataSet]:
+    """The data sets that are there."""
+    seed = trial.seed
+    if trial.quick:
+        trial.console.print("SUBJ is left out: not in the quick form.", highlight=False)
+        return [_DataSet("own", "pocket", lambda: own_sets(seed, QUICK_TEST_ITEMS), QUICK)]
+    own = _DataSet("own", "pocket", lambda: own_sets(seed, TEST_ITEMS), FULL)
     missing = [str(path) for path in (SUBJ, SUBJ_MODEL) if not path.exists()]
-    if trial.quick or missing:
-        reason = (
-            "not in the quick form" if trial.quick else f"there is no {' and no '.join(missing)}"
+    if missing:
+        trial.console.print(
+            f"SUBJ is left out: there is no {' and no '.join(missing)}.", highlight=False
         )
-        trial.console.print(f"SUBJ is left out: {reason}.", highlight=False)
         return [own]
-    return [own, ("subj", str(SUBJ_MODEL), lambda: subj_sets(SUBJ, seed, SUBJ_TEST_ITEMS))]
+    subj = _DataSet(
+        "subj", str(SUBJ_MODEL), lambda: subj_sets(SUBJ, seed, SUBJ_TEST_ITEMS), SUBJ_FULL
+    )
+    return [own, subj]
 
 
 def _methods(
-    lm: LanguageModel, few: Sequence[Item], test: Sequence[Item], trial: Trial, name: str
+    lm: LanguageModel,
+    few: Sequence[Item],
+    test: Sequence[Item],
+    effort: Effort,
+    trial: Trial,
+    name: str,
 ) -> Rows:
     """Every method with these labelled items."""
-    effort, seed = (QUICK if trial.quick else FULL), trial.seed
+    seed = trial.seed
     demonstrated, used = in_context(lm, few, test, seed)
     rows: Rows = {
         "zero-shot": {"accuracy": zero_shot(lm, test)},

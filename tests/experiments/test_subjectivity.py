@@ -121,7 +121,7 @@ def test_a_new_vocabulary_keeps_old_tokens_and_averages_the_pieces_of_new_ones()
 
 
 def test_documents_ask_without_an_answer_and_garble_only_the_review() -> None:
-    drawn = list(itertools.islice(adapt.documents(list(TEXT), seed=0), 2000))
+    drawn = list(itertools.islice(adapt.documents(list(TEXT), adapt.PHASES[0]), 2000))
     asked = {QUESTION.format(item) for item in TEXT}
     unlabelled = [text for text in drawn if text in asked or text in TEXT]
     assert abs(len(unlabelled) / len(drawn) - adapt.UNLABELLED_SHARE) < 0.05
@@ -129,6 +129,14 @@ def test_documents_ask_without_an_answer_and_garble_only_the_review() -> None:
     assert abs(share - adapt.ASKED_SHARE) < 0.05
     labelled = [text for text in drawn if text not in asked and text not in TEXT]
     assert all(text.endswith(("so it is objective.", "so it is subjective.")) for text in labelled)
+    later = list(itertools.islice(adapt.documents(list(TEXT), adapt.PHASES[1]), 2000))
+    halves = [text for text in later if text.endswith('"') and text not in asked]
+    wanted = adapt.UNLABELLED_SHARE * adapt.PHASES[1].left_out_share
+    assert abs(len(halves) / len(later) - wanted) < 0.05
+    for text in halves:
+        _, kept, lead, said, _ = text.split('"')
+        assert lead in (" This review is ", " It is ")
+        assert sorted([*kept.split(), *said.split()]) in [sorted(one.split()) for one in TEXT]
     garbled = adapt.garbled_review(random.Random(1), ["melodramatic"])
     question, review, answer = garbled.split('"')
     assert f'{question}"{{}}"' == QUESTION and answer.startswith(" This review is ")
@@ -137,7 +145,9 @@ def test_documents_ask_without_an_answer_and_garble_only_the_review() -> None:
 
 @pytest.mark.skipif(not SUBJ.exists(), reason="the paper's SUBJ files are not on this machine")
 def test_adapting_writes_a_model_that_reads_held_out_sentences_better(tmp_path: Path) -> None:
-    report = adapt.adapt(SUBJ, tmp_path / "lm", POCKET, steps=6)
+    report = adapt.adapt(
+        SUBJ, tmp_path / "lm", POCKET, [adapt.Phase(3, 1e-3, share, seed=0) for share in (0.0, 0.6)]
+    )
     assert report["held_out_nats_per_character"] < report["held_out_nats_per_character_before"]
     lm = LanguageModel.load(str(tmp_path / "lm"))
     assert len(lm.tokenizer) == adapt.VOCABULARY

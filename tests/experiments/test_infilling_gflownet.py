@@ -48,13 +48,13 @@ def test_known_sequences_are_scored_once_and_drawn_by_reward(tiny_lm: LanguageMo
 
 @pytest.mark.slow
 def test_it_comes_to_the_posterior(tiny_lm: LanguageModel, tmp_path: Path) -> None:
-    """On new and old proposals alike, KL(σ‖q) falls to a fifth of the base LM's; gold is never looked at.
+    """On new and old proposals alike, KL(σ‖q) falls to a tenth of the base LM's; gold is never looked at.
 
-    To 0.04 to 0.10 of it on four seeds. Another processor's rounding is like another seed.
+    Long enough for any seed, and so for any processor's rounding: four seeds end at 0.04 to 0.05 of it.
     """
     problem = replace(tiny_problem(tiny_lm, max_tokens=3), gold={})
     settings = GFlowNetSettings(
-        steps=150, proposals=4, prompts_per_step=2, fresh=6, found=6, learning_rate=5e-3
+        steps=300, proposals=4, prompts_per_step=2, fresh=6, found=6, learning_rate=1e-2
     )
     rows: list[float] = []
     trained = train_gflownet(
@@ -71,7 +71,7 @@ def test_it_comes_to_the_posterior(tiny_lm: LanguageModel, tmp_path: Path) -> No
             found.append(float(np.exp(exact.log_sigma) @ (exact.log_sigma - log_q)))
         return float(np.mean(found))
 
-    assert divergence(trained.language_model()) < 0.2 * divergence(tiny_lm)
+    assert divergence(trained.language_model()) < 0.1 * divergence(tiny_lm)
     assert len(rows) == settings.steps == len(trained.curve)
     assert 0 < trained.budget.reward_evaluations <= 2 * 155
     assert not list(tmp_path.iterdir())
